@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Style check and tests. `--slow` adds the tests that take minutes; everything else goes to pytest.
+set -euo pipefail
+# shellcheck source=lib/environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+cd "$ROOT"
+
+slow=no
+for argument in "$@"; do
+  shift
+  if [ "$argument" = --slow ]; then slow=yes; else set -- "$@" "$argument"; fi
+done
+
+"$PYTHON" -m ruff check --extend-exclude build .
+if [ "$slow" = yes ]; then
+  exec "$PYTHON" -m pytest "$@"
+fi
+exec "$PYTHON" -m pytest -m "not slow" "$@"
