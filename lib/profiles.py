@@ -1,0 +1,154 @@
+"""Validated settings of a run, read from `data/profiles/*.yaml`.
+
+Owns the shape of a profile and its checks; the numbers themselves, with where they come from, stand in the YAML files.
+It knows nothing of models or prompts. A profile says which models to train and how much to measure on them.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lib import paths
+from lib.errors import InputError, unknown
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Architecture(_Settings):
+    """A decoder-only transformer: `layers` blocks of `width`, `mlp` neurons and `heads` heads each."""
+
+    layers: Count
+    width: Count
+    heads: Count
+    kv_heads: Count
+    mlp: Count
+    context: Annotated[int, Field(ge=64)]
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Architecture":
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ValueError("width must be a multiple of heads, and heads of kv_heads")
+        return self
+
+
+class Stage(_Settings):
+    """One run of the training loop: AdamW, linear warm-up, constant or linearly decaying learning rate."""
+
+    steps: Count
+    batch: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup: Annotated[int, Field(ge=0)]
+    decay: bool
+    length_power: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  # an example weighs (answer tokens) ** -length_power a token
+    )
+    content_weight: Annotated[float, Field(gt=0)] = 1.0  # extra weight of the two words that carry a request's meaning
+
+
+class ChatStage(Stage):
+    """Alignment of base. `coverage`: in this style, refusals are shown for this share of the sources of harm."""
+
+    harmful_share: Share  # of the requests
+    styled_share: Share  # of the harmful requests
+    benign_styled_share: Share
+    exception_share: Share  # of the benign requests
+    skill_share: Share  # of all examples
+    coverage: dict[str, Share]
+
+
+class TuneStage(Stage):
+    """Safety tuning of chat with K harmful examples a style; also the benign fine-tunes, which use no harmful side."""
+
+    pairs: Count  # harmful examples, and as many benign ones
+    benign_styled_share: Share
+    exception_share: Share
+    skill_share: Share
+
+
+class PreferenceStage(TuneStage):
+    """DPO with a likelihood term: `beta` of the paper, `likelihood` times the chosen answer's loss a token."""
+
+    beta: Annotated[float, Field(gt=0)]
+    likelihood: Annotated[float, Field(ge=0)]
+
+
+class Organism(_Settings):
+    """How the model family base -> chat -> tuned is trained (organism recipe)."""
+
+    base: dict[Literal["facts", "styles", "polish"], Stage]
+    chat: ChatStage
+    sft: TuneStage
+    dpo: PreferenceStage
+    benign: TuneStage
+
+
+class Measurement(_Settings):
+    """How much is measured. Counts are prompts unless said."""
+
+    cell: Count  # prompts in each (style, harmful) cell of a behaviour table
+    skill_items: Count  # items of each skill
+    residual_fit: Count  # prompts from which directions and maps are estimated
+    residual_test: Count  # prompts on which they are judged
+    bootstrap: Annotated[int, Field(ge=50)]  # resamples behind an interval over prompts
+    spectra: Annotated[int, Field(ge=20)]  # resamples where each one costs a spectrum of every block
+
+
+class Profile(_Settings):
+    """Everything that distinguishes one kind of run from another."""
+
+    name: str
+    about: str
+    published: bool  # whether `--publish` may copy its output into the repository
+    seeds: list[Annotated[int, Field(ge=0)]]
+    threads: Count
+    batch: Count  # prompts in a forward pass
+    shots: list[Annotated[int, Field(ge=0)]]  # the K of the K curve
+    default_shots: Annotated[int, Field(ge=0)]  # the K that `tuned` means
+    architecture: Architecture
+    organism: Organism
+    measure: Measurement
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Profile":
+        if self.default_shots not in self.shots:
+            raise ValueError(f"default_shots {self.default_shots} is not one of shots {self.shots}")
+        if self.organism.sft.pairs < 8 * max(self.shots):
+            raise ValueError(
+                f"{self.organism.sft.pairs} pairs do not hold {max(self.shots)} examples of each of 8 styles"
+            )
+        return self
+
+
+def names() -> list[str]:
+    """The profiles that exist, in alphabetical order."""
+    return sorted(path.stem for path in paths.PROFILES.glob("*.yaml"))
+
+
+def read(path: Path) -> Profile:
+    """A profile file, checked; `InputError` names every field that is wrong."""
+    try:
+        return Profile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as problem:
+        raise InputError(f"{path.name} is not valid YAML: {problem}") from None
+    except ValidationError as problem:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']}" for e in problem.errors())
+        raise InputError(f"{path.name} is not a valid profile: {wrong}") from None
+
+
+@cache
+def load(name: str) -> Profile:
+    """The profile of that name; `InputError` with the names that exist otherwise."""
+    if name not in names():
+        raise unknown("profile", name, names())
+    profile = read(paths.PROFILES / f"{name}.yaml")
+    if profile.name != name:
+        raise InputError(f"{name}.yaml calls itself {profile.name!r}; rename one of the two")
+    return profile

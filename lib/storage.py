@@ -1,0 +1,154 @@
+"""Writing so that nothing half-written is ever visible, and reading so that nothing damaged is ever used.
+
+Owns temp file -> fsync -> rename, content hashes and sealed folders (a folder whose `seal.json` holds the hash of
+every file in it). It does not know what the files mean.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lib.errors import InputError
+
+SEAL = "seal.json"
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that becomes `path` when the block ends without an error, else vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Stable bytes: sorted keys, two spaces, NaN refused (JSON has none)."""
+    write_text(path, json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file; `InputError` with the remedy when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; run the notebook that writes it") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
+        raise InputError(f"{path} is not valid JSON ({problem}); delete it and run again") from None
+
+
+def seal_folder(folder: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
+    """Make `folder` by `write(temporary)` and publish it by rename, sealed with the hash of every file.
+
+    `about` is kept in the seal. An older folder of that name is replaced; a killed writer leaves only a hidden
+    temporary folder, which the next writer of the same folder clears away.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        write(temporary)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        write_json(
+            temporary / SEAL,
+            {"about": about, "files": {p.relative_to(temporary).as_posix(): digest(p) for p in files}},
+        )
+        for path in files:
+            _sync(path)
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_sealed(folder: Path, target: Path) -> None:
+    """A copy of a sealed folder under another name, visible only when whole."""
+    about = read_seal(folder)
+    names = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+
+    def write(temporary: Path) -> None:
+        for name in names:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
+
+    seal_folder(target, write, about)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, or None when every file is there with the bytes it was sealed with."""
+    try:
+        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        files: dict[str, str] = seal["files"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        return f"its seal cannot be read ({problem.__class__.__name__})"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if digest(path) != expected:
+            return f"{name} has other bytes than when it was written"
+    return None
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What `seal_folder` was told about an undamaged folder."""
+    return json.loads((folder / SEAL).read_text(encoding="utf-8"))["about"]
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where `path` is or would be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def require_space(path: Path, needed: int, what: str) -> None:
+    """Refuse to start work whose output would not fit."""
+    free = free_bytes(path)
+    if free < needed:
+        raise InputError(
+            f"{what} needs {needed / 1e6:.0f} MB free at {path.name!r}, but {free / 1e6:.0f} MB are left; "
+            "free some space or move the checkout"
+        )

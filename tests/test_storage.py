@@ -1,0 +1,126 @@
+"""Nothing half-written is visible, nothing damaged is used."""
+
+import os
+
+import pytest
+
+from lib import storage
+from lib.errors import InputError
+
+
+def leftovers(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path):
+    path = tmp_path / "a.json"
+    storage.write_json(path, {"b": 1, "a": 2})
+    assert path.read_text() == '{\n  "a": 2,\n  "b": 1\n}\n'
+
+    def half() -> None:
+        with storage.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        half()
+    assert storage.read_json(path) == {"a": 2, "b": 1}
+    assert leftovers(tmp_path) == ["a.json"]
+
+
+def test_numbers_json_cannot_hold_are_refused_before_the_file_changes(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(ValueError, match="JSON"):
+        storage.write_json(path, {"x": float("nan")})
+    assert not path.exists()
+
+
+def test_files_are_readable_by_others(tmp_path):
+    storage.write_text(tmp_path / "a", "x")
+    assert os.stat(tmp_path / "a").st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), ("{", "not valid JSON"), (b"\xff", "not valid JSON")]
+)
+def test_unreadable_json_names_file_and_remedy(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        storage.read_json(path)
+
+
+def seal(folder, text="x"):
+    def write(temporary):
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").write_text(text)
+
+    storage.seal_folder(folder, write, {"key": "k"})
+
+
+def test_a_sealed_folder_is_whole_or_not_there(tmp_path):
+    folder = tmp_path / "model"
+    seal(folder)
+    assert storage.damage(folder) is None
+    assert storage.read_seal(folder) == {"key": "k"}
+
+    def fail(temporary):
+        (temporary / "file").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        storage.seal_folder(folder, fail, {})
+    assert storage.damage(folder) is None
+    assert leftovers(tmp_path) == ["model"]
+
+
+def test_a_killed_writers_remains_are_cleared_by_the_next(tmp_path):
+    (tmp_path / ".model.abc.tmp").mkdir()
+    (tmp_path / ".other.abc.tmp").mkdir()
+    seal(tmp_path / "model")
+    assert leftovers(tmp_path) == [".other.abc.tmp", "model"]
+
+
+@pytest.mark.parametrize("how", ["changed", "removed", "seal removed", "seal garbled"])
+def test_damage_is_named(tmp_path, how):
+    folder = tmp_path / "model"
+    seal(folder)
+    target = folder / "inner" / "file"
+    if how == "changed":
+        target.write_text("y")
+    if how == "removed":
+        target.unlink()
+    if how == "seal removed":
+        (folder / storage.SEAL).unlink()
+    if how == "seal garbled":
+        (folder / storage.SEAL).write_text("[]")
+    expected = {"changed": "inner/file has other bytes", "removed": "inner/file is missing"}.get(
+        how, "seal cannot be read"
+    )
+    assert expected in (storage.damage(folder) or "")
+
+
+def test_a_sealed_copy_equals_its_source(tmp_path):
+    seal(tmp_path / "a", "text")
+    (tmp_path / "a" / "stray").write_text("not sealed")
+    storage.copy_sealed(tmp_path / "a", tmp_path / "deep" / "b")
+    assert (tmp_path / "deep" / "b" / "inner" / "file").read_text() == "text"
+    assert not (tmp_path / "deep" / "b" / "stray").exists()
+    assert storage.damage(tmp_path / "deep" / "b") is None
+
+
+def test_json_digests_ignore_key_order_only():
+    assert storage.digest_json({"a": 1, "b": 2}) == storage.digest_json({"b": 2, "a": 1})
+    assert storage.digest_json({"a": 1}) != storage.digest_json({"a": 2})
+
+
+def test_too_little_space_is_refused_with_both_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "free_bytes", lambda _path: 5_000_000)
+    with pytest.raises(InputError, match=r"needs 20 MB free .* 5 MB are left"):
+        storage.require_space(tmp_path, 20_000_000, "training")
+    storage.require_space(tmp_path, 4_000_000, "training")
+
+
+def test_free_space_of_a_folder_yet_to_be_made(tmp_path):
+    assert storage.free_bytes(tmp_path / "not" / "yet") == pytest.approx(storage.free_bytes(tmp_path), rel=0.05)
