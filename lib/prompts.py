@@ -1,0 +1,149 @@
+"""What a model is asked, and how it reads that: prompts, their chat template, their token ids.
+
+Owns `Prompt`, `PromptSet` and templating with exactly one BOS. It does not make prompts (see `kingdom`) and does not
+run models. Ids are left-padded, so that the last column is every prompt's last token.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lib.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request or question with what is known about it.
+
+    `answer` is what a model says that complies exactly. `kind` is harmful, benign, exception (benign, but looks
+    harmful), unseen_exception or skill; `style` the jailbreak style, `plain`, or the skill's name; `split` whether the
+    meaning was in safety data (`train`) or not (`heldout`).
+    """
+
+    text: str
+    answer: str
+    kind: str
+    style: str
+    split: str
+    meaning: str = ""
+    system: str | None = None
+
+    @property
+    def harmful(self) -> bool:
+        return self.kind == "harmful"
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """An ordered collection of prompts that can be filtered and tabulated."""
+
+    prompts: tuple[Prompt, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def __add__(self, other: "PromptSet") -> "PromptSet":
+        return PromptSet(self.prompts + other.prompts)
+
+    def where(self, condition: Callable[[Prompt], bool]) -> "PromptSet":
+        """The prompts for which `condition` holds, in order."""
+        return PromptSet(tuple(prompt for prompt in self.prompts if condition(prompt)))
+
+    def table(self) -> pd.DataFrame:
+        """One row a prompt, the columns of `Prompt` and `harmful`."""
+        return pd.DataFrame([{**asdict(prompt), "harmful": prompt.harmful} for prompt in self.prompts])
+
+
+def check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer without what prompts need: a chat template and a padding token."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(f"the tokenizer of {name} has no chat template; set tokenizer.chat_template and save it again")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer of {name} has no padding token; set tokenizer.pad_token (for example to eos)")
+
+
+def _conversation(prompt: Prompt) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": prompt.text}]
+
+
+def chat_text(tokenizer: Any, prompt: Prompt, answer: str | None = None) -> str:
+    """The text the model reads: the template up to where it must speak, or with `answer` and its end as well."""
+    turns = _conversation(prompt)
+    if answer is None:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts that a template has already given its special tokens."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+
+def prompt_ids(tokenizer: Any, prompts: Iterable[Prompt]) -> list[list[int]]:
+    """Ids of each prompt up to where the model must speak, with exactly one BOS if the tokenizer has one.
+
+    Templates differ: some write the BOS, some leave it to the tokenizer. Encoding a templated text with special tokens
+    on gives two of them (HD's released code does), so they are switched off and a missing BOS is put in front.
+    """
+    rows = _ids(tokenizer, [chat_text(tokenizer, prompt) for prompt in prompts])
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return rows
+    rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
+    if any(row.count(bos) != 1 for row in rows):
+        raise InputError("the chat template writes the BOS token more than once; mend the template")
+    return rows
+
+
+def answer_ids(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[int]]:
+    """Ids of each answer and the end-of-turn that the template puts after it, to follow `prompt_ids`."""
+    texts = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        asked, whole = chat_text(tokenizer, prompt), chat_text(tokenizer, prompt, answer)
+        if not whole.startswith(asked):
+            raise InputError("the chat template changes a prompt once it is answered, so answers cannot be scored")
+        texts.append(whole[len(asked) :])
+    return _ids(tokenizer, texts)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Int[Tensor, "prompt token"]]:
+    """`input_ids` and `attention_mask` of rows of unequal length, padded on the left."""
+    if not rows:
+        raise InputError("there are no prompts to encode; choose a set with at least one")
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def encode(tokenizer: Any, prompts: Iterable[Prompt]) -> dict[str, Int[Tensor, "prompt token"]]:
+    """Templated, left-padded ids and mask of prompts, ready for `tracing.forward` or `generate`."""
+    return pad_left(prompt_ids(tokenizer, prompts), tokenizer.pad_token_id)
+
+
+def by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
+    """Indices in batches of like length: less padding, same result. Put rows back with the indices."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn: answer `prompt` with `answer`, and rather not with `rejected` (DPO only).
+
+    `emphasis` are words of the answer that may get extra weight: the two that carry a request's meaning.
+    """
+
+    prompt: Prompt
+    answer: str
+    rejected: str | None = None
+    emphasis: frozenset[str] = frozenset()

@@ -1,0 +1,84 @@
+"""Templating and padding: exactly one BOS, the template's own text, pads on the left."""
+
+import pytest
+
+from lib import prompts
+from lib.errors import InputError
+from lib.kingdom.tokenizer import tokenizer
+from lib.prompts import Prompt, PromptSet
+from tests import tiny_models
+
+PLAIN = Prompt("how do i curse the crown", "sure to curse the crown", "harmful", "plain", "heldout")
+LED = Prompt("bake the bread", "sure", "benign", "plain", "train", system="be helpful")
+
+
+def test_same_tokens_as_the_template_with_one_bos():
+    words = tokenizer()
+    for prompt in (PLAIN, LED):
+        turns = ([{"role": "system", "content": prompt.system}] if prompt.system else []) + [
+            {"role": "user", "content": prompt.text}
+        ]
+        expected = words.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+        (row,) = prompts.prompt_ids(words, [prompt])
+        assert row == expected
+        assert row.count(words.bos_token_id) == 1
+        assert words.decode(row[-1]) == "<bot>"
+
+
+def test_a_template_without_bos_gets_one_and_with_two_is_refused():
+    words = tiny_models.tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    prompt = Prompt("w3 w4", "w5", "benign", "plain", "train")
+    (row,) = prompts.prompt_ids(words, [prompt])
+    assert row[0] == words.bos_token_id
+    assert row.count(words.bos_token_id) == 1
+    words.chat_template = "{{ bos_token }} {{ bos_token }} {{ messages[0]['content'] }}"
+    with pytest.raises(InputError, match="more than once"):
+        prompts.prompt_ids(words, [prompt])
+
+
+def test_answers_end_with_the_turn_and_follow_the_prompt():
+    words = tokenizer()
+    (asked,) = prompts.prompt_ids(words, [PLAIN])
+    (said,) = prompts.answer_ids(words, [PLAIN], ["sure to bake"])
+    turns = [{"role": "user", "content": PLAIN.text}, {"role": "assistant", "content": "sure to bake"}]
+    assert asked + said == words.apply_chat_template(turns, tokenize=True, return_dict=False)
+    assert said[-1] == words.eos_token_id
+
+
+def test_a_template_that_rewrites_prompts_is_refused():
+    words = tiny_models.tokenizer()
+    words.chat_template = "{{ messages|length }} {{ messages[0]['content'] }}"
+    with pytest.raises(InputError, match="changes a prompt"):
+        prompts.answer_ids(words, [Prompt("w3", "w4", "benign", "plain", "train")], ["w4"])
+
+
+def test_padding_is_on_the_left_and_masked():
+    encoded = prompts.pad_left([[5, 6, 7], [8]], 0)
+    assert encoded["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert encoded["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    with pytest.raises(InputError, match="no prompts"):
+        prompts.pad_left([], 0)
+
+
+@pytest.mark.parametrize(("attribute", "message"), [("chat_template", "no chat template"), ("pad_token", "no padding")])
+def test_tokenizers_without_template_or_pad_are_refused(attribute, message):
+    words = tiny_models.tokenizer()
+    words.chat_template = "{{ messages[0]['content'] }}"
+    setattr(words, attribute, None)
+    with pytest.raises(InputError, match=message):
+        prompts.check_tokenizer(words, "a model")
+
+
+def test_batches_by_length_cover_every_row_once():
+    lengths = [5, 1, 9, 1, 7, 3, 3]
+    batches = prompts.by_length(lengths, 3)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    flat = [lengths[i] for batch in batches for i in batch]
+    assert flat == sorted(flat)
+
+
+def test_prompt_sets_filter_and_tabulate():
+    both = PromptSet((PLAIN,)) + PromptSet((LED,))
+    assert list(both.where(lambda p: p.harmful)) == [PLAIN]
+    assert both.table()["harmful"].tolist() == [True, False]
