@@ -1,0 +1,134 @@
+"""What can be done to an activation: replace or clamp its coordinate along a direction, add a vector, mute units.
+
+Owns the arithmetic, as pure functions on tensors; nothing here knows of models, sites or nnsight (`tracing` applies an
+edit at a site). A factory checks its arguments once and returns a `partial` of a plain function, because nnsight ships
+plain functions to a server by their source, whatever Python runs there; they are annotated without jaxtyping, which
+the server need not have.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.errors import InputError, unknown
+
+Edit = Callable[[Float[Tensor, "prompt token d"]], Float[Tensor, "prompt token d"]]
+Positions = Literal["all", "last"]  # every token, or only the last one of each prompt (the newest, while generating)
+
+
+def ablate(
+    direction: Float[Tensor, "d_model"],
+    target: float | Float[Tensor, ""] = 0.0,
+    coefficient: float = 1.0,
+    positions: Positions = "all",
+) -> Edit:
+    """Replace the coordinate along `direction` by `target`; at 0 this projects the direction out.
+
+    `direction` of any length but zero, `target` in units of the unit direction (for "removing a direction", the mean
+    coordinate over benign prompts), `coefficient` the share of the way: 0 changes nothing, 1 arrives.
+    """
+    unit, target, coefficient = _unit(direction), _finite("target", target), _finite("coefficient", coefficient)
+    return partial(_ablate, unit=unit, target=target, coefficient=coefficient, positions=_positions(positions))
+
+
+def add(vector: Float[Tensor, "d_model"], coefficient: float = 1.0, positions: Positions = "all") -> Edit:
+    """Add `coefficient * vector`. The one edit that keeps the length it is given: the length is the dose."""
+    coefficient = _finite("coefficient", coefficient)
+    return partial(_add, vector=_vector(vector), coefficient=coefficient, positions=_positions(positions))
+
+
+def clamp(direction: Float[Tensor, "d_model"], low: float, high: float, positions: Positions = "all") -> Edit:
+    """Keep the coordinate along `direction` within [low, high], in units of the unit direction; either may be infinite.
+
+    Activations already within the bounds are not touched.
+    """
+    if not low <= high:
+        raise InputError(f"clamp needs low <= high, not [{low}, {high}]; swap them, or use infinities for no bound")
+    return partial(_clamp, unit=_unit(direction), low=float(low), high=float(high), positions=_positions(positions))
+
+
+def mute(units: Sequence[int] | Int[Tensor, "unit"], positions: Positions = "all") -> Edit:
+    """Set the chosen columns of a `neurons` or `attn_z` site to zero; no units, no change."""
+    indices = torch.as_tensor(units)
+    if indices.numel() == 0:
+        indices = indices.long()
+    if indices.ndim != 1 or indices.dtype == torch.bool or indices.is_floating_point() or bool((indices < 0).any()):
+        raise InputError(f"units must be column indices from 0, not {units!r}; turn a mask into indices by nonzero()")
+    return partial(_mute, units=indices.long().cpu().clone(), positions=_positions(positions))
+
+
+def _ablate(activation: Tensor, unit: Tensor, target: float, coefficient: float, positions: str) -> Tensor:
+    def move(x: Tensor) -> Tensor:
+        along = unit.to(x.dtype).to(x.device)
+        return x + coefficient * (target - x @ along)[..., None] * along
+
+    return _apply(activation, move, positions)
+
+
+def _add(activation: Tensor, vector: Tensor, coefficient: float, positions: str) -> Tensor:
+    return _apply(activation, lambda x: x + coefficient * vector.to(x.dtype).to(x.device), positions)
+
+
+def _clamp(activation: Tensor, unit: Tensor, low: float, high: float, positions: str) -> Tensor:
+    def move(x: Tensor) -> Tensor:
+        along = unit.to(x.dtype).to(x.device)
+        coordinate = x @ along
+        return x + (coordinate.clamp(low, high) - coordinate)[..., None] * along
+
+    return _apply(activation, move, positions)
+
+
+def _mute(activation: Tensor, units: Tensor, positions: str) -> Tensor:
+    width = activation.shape[-1]
+    if len(units) and int(units.max()) >= width:
+        raise InputError(f"unit {int(units.max())} does not exist; this site has units 0 to {width - 1}")
+    return _apply(activation, lambda x: x.index_fill(-1, units.to(x.device), 0.0), positions)
+
+
+def _apply(activation: Tensor, move: Callable[[Tensor], Tensor], positions: str) -> Tensor:
+    """`move` in at least float32, rounded once to the activation's dtype: in float16 a projection leaves a rest."""
+    wide = torch.promote_types(activation.dtype, torch.float32)
+    if positions == "all":
+        return move(activation.to(wide)).to(activation.dtype)
+    last = move(activation[:, -1:].to(wide)).to(activation.dtype)
+    return torch.cat([activation[:, :-1], last], dim=1)
+
+
+def _vector(vector: Tensor) -> Float[Tensor, "d_model"]:
+    """A detached float64 copy on the CPU: the source of every cast."""
+    wide = vector.detach().cpu().double().clone()
+    if wide.ndim != 1 or not bool(wide.isfinite().all()):
+        raise InputError(
+            f"a direction must be one finite vector of d_model numbers, not shape {tuple(vector.shape)}"
+            + ("" if wide.ndim != 1 else " with infinities or NaN")
+            + "; average over prompts first and check for overflow"
+        )
+    return wide
+
+
+def _unit(direction: Tensor) -> Float[Tensor, "d_model"]:
+    wide = _vector(direction)
+    length = wide.norm()
+    if length == 0:
+        raise InputError("a direction of length 0 points nowhere; compare two groups that differ")
+    return wide / length
+
+
+def _finite(name: str, value: float | Tensor) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        shape = tuple(value.shape)
+        raise InputError(f"{name} must be one number, not shape {shape}; project a vector on the direction first")
+    if not math.isfinite(number := float(value)):
+        raise InputError(f"{name} must be finite, not {number}; check what it was computed from for overflow")
+    return number
+
+
+def _positions(positions: str) -> str:
+    if positions not in ("all", "last"):
+        raise unknown("positions", positions, ["all", "last"])
+    return positions

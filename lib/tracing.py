@@ -1,0 +1,297 @@
+"""Reading and editing a running model: the only file that opens an nnsight trace.
+
+Owns `forward`, `read_many`, `generate` and `gradients` over named sites, the forward order of reads and edits, and
+nnsight's traps (each has a comment). It knows no model family (`models` supplies `Sites`), no edits (`edits` makes
+them) and no prompts. Every helper takes `remote=`: False, True (NDIF), "local" (a rehearsal of the server in this
+process) or a host's URL. What runs inside a trace, edits and objectives included, is shipped to that server by source,
+annotations evaluated: such functions are annotated without jaxtyping, which the server need not have.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Literal
+
+import nnsight
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.edits import Edit
+from lib.errors import InputError, unknown
+
+Place = tuple[str, int]  # (site, layer); `embed` and `final` have layer 0
+Remote = bool | str
+Step = tuple[Place, str, str, Any, bool]  # where, module path, "input" or "output", edit or None, whether it is read
+
+IN_BLOCK = ("resid_pre", "attn_z", "attn_out", "neurons", "mlp_out", "resid")  # in the order a block runs
+SITES = ("embed", *IN_BLOCK, "final")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sites:
+    """Where a family keeps its sites, as "module.path:input" or ":output".
+
+    `blocks` is the path of the list of blocks; `embed` and `final` are relative to the causal-LM module, the others to
+    a block. Channel h * head_dim + i of `attn_z` belongs to query head h, also when heads share keys.
+    """
+
+    blocks: str
+    embed: str  # token embeddings
+    attn_z: str  # what the heads hand to the output projection
+    attn_out: str
+    neurons: str  # what the MLP's neurons hand to the down projection
+    mlp_out: str
+    final: str  # after the final norm; `resid` of the last block is before it
+    resid_pre: str = ":input"
+    resid: str = ":output"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A causal LM that can be read and edited at its sites. Make it by `wrap`, once per model."""
+
+    model: nnsight.TransformersModel
+    sites: Sites
+    layers: int
+    context: int  # tokens
+
+    def every(self, site: str) -> list[Place]:
+        """The site in every block, for `reads=` or, by `dict.fromkeys(..., edit)`, for `edits=`."""
+        return [(site, layer) for layer in range(self.layers if site in IN_BLOCK else 1)]
+
+    def locate(self, place: Place) -> tuple[str, str]:
+        """(module path, "input" or "output") of a place; `InputError` when there is no such place."""
+        if not (isinstance(place, tuple) and len(place) == 2):
+            raise InputError(
+                f"a place is (site, layer), such as ('resid', 3), not {place!r}; reads take a list of them"
+            )
+        site, layer = place
+        if site not in SITES:
+            raise unknown("site", site, SITES)
+        last = len(self.every(site)) - 1
+        if not 0 <= layer <= last:
+            raise InputError(f"{site} has no layer {layer}; layers go from 0 to {last} here")
+        path, _, end = getattr(self.sites, site).partition(":")
+        block = f"{self.sites.blocks}.{layer}" if site in IN_BLOCK else ""
+        return f"{block}.{path}".strip("."), end
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What `forward` read, detached, on the model's device and in its dtype."""
+
+    activations: dict[Place, Float[Tensor, "prompt token d"] | Float[Tensor, "prompt d"]]
+    logits: Float[Tensor, "prompt token vocabulary"] | Float[Tensor, "prompt vocabulary"] | None
+
+
+def wrap(model: Any, tokenizer: Any, sites: Sites) -> Traced:
+    """Make a Hugging Face causal LM (or, for remote runs, its repository id) traceable at `sites`.
+
+    nnsight routes every module through itself and sets the tokenizer to pad left; the model's numbers, `generate`,
+    training and saving stay as they are. `InputError` when a path of `sites` leads nowhere.
+    """
+    wrapped = nnsight.TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    module = wrapped._module
+    layers, context = len(_submodule(module, sites.blocks)), module.config.get_text_config().max_position_embeddings
+    traced = Traced(wrapped, sites, layers, context)
+    for site in SITES:
+        path, end = traced.locate((site, 0))
+        _submodule(module, path)
+        if end not in ("input", "output"):
+            raise InputError(f"site {site} is {getattr(sites, site)!r}; it must end in :input or :output")
+    return traced
+
+
+def forward(
+    traced: Traced,
+    encoding: Mapping[str, Tensor],
+    reads: Iterable[Place] = (),
+    edits: Mapping[Place, Edit] | None = None,
+    positions: Literal["all", "last"] = "all",
+    logits: Literal["none", "last", "all"] = "none",
+    remote: Remote = False,
+) -> Trace:
+    """One forward pass of left-padded prompts without gradients, read at `reads` and changed by `edits`.
+
+    A place that is both edited and read is read after its edit. Activations are [prompt token d], or [prompt d] at
+    the last token with `positions="last"`; mask pads before comparing. Without logits the pass ends at the last read.
+    """
+    if positions not in ("all", "last"):
+        raise unknown("positions", positions, ("all", "last"))
+    if logits not in ("none", "last", "all"):
+        raise unknown("logits", logits, ("none", "last", "all"))
+    steps = _steps(traced, reads, edits or {})
+    if logits == "none":
+        while steps and not steps[-1][-1]:
+            steps.pop()  # an edit after the last read changes nothing that is kept
+        if not steps:
+            raise InputError("nothing to return; name the reads, or ask for logits='last'")
+    inputs = _checked(traced, encoding, remote)
+    options = {"use_cache": False, "logits_to_keep": 1 if logits == "last" else 0}  # 0 is Hugging Face's word for all
+    model = traced.model
+    with torch.no_grad(), model.trace(inputs, remote=remote, **options) as tracer:
+        found = nnsight.save(_visit(model, steps, last=positions == "last"))
+        if logits == "none":
+            tracer.stop()  # ends the block: later layers do not run
+        scores = model.output.logits.detach()
+        found["logits"] = scores[:, -1] if logits == "last" else scores
+    return Trace(activations=found, logits=found.pop("logits", None))
+
+
+def read_many(
+    traced: Traced,
+    encodings: Iterable[Mapping[str, Tensor]],
+    reads: Iterable[Place],
+    edits: Mapping[Place, Edit] | None = None,
+    remote: Remote = False,
+) -> dict[Place, Float[Tensor, "prompt d"]]:
+    """Last-token activations of many batches, one row a prompt in the order given, float32 on the CPU."""
+    reads = list(reads)
+    batches = [forward(traced, encoding, reads, edits, "last", remote=remote).activations for encoding in encodings]
+    if not batches:
+        raise InputError("no encodings to read; supply at least one batch")
+    return {place: torch.cat([batch[place].float().cpu() for batch in batches]) for place in batches[0]}
+
+
+def generate(
+    traced: Traced,
+    encoding: Mapping[str, Tensor],
+    max_new_tokens: int,
+    edits: Mapping[Place, Edit] | None = None,
+    remote: Remote = False,
+) -> Int[Tensor, "prompt new_token"]:
+    """Greedy completions without their prompts, `max_new_tokens` wide, padded after the end-of-sequence token.
+
+    Edits act on the prompt and on every generated token. Settings of the checkpoint that would make decoding other
+    than greedy are overruled.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    steps = _steps(traced, (), edits or {})
+    inputs = _checked(traced, encoding, remote, room=max_new_tokens)
+    model, pad = traced.model, traced.model.tokenizer.pad_token_id
+    options = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, **_greedy(model)}
+    if not steps:  # a loop over `tracer.iter` that touches no module never ends
+        with torch.no_grad(), model.generate(inputs, remote=remote, **options) as tracer:
+            ids = nnsight.save(tracer.result)
+    else:
+        with warnings.catch_warnings():
+            # The open loop ends by waiting for a step that never comes; nnsight warns each time.
+            warnings.filterwarnings("ignore", ".* was never reached: the loop asked for a step", UserWarning)
+            with torch.no_grad(), model.generate(remote=remote, **options) as tracer:
+                with tracer.invoke(inputs):
+                    for _ in tracer.iter[:]:  # without it, only the prompt would be edited
+                        _visit(model, steps)
+                with tracer.invoke():  # statements after the open loop never run, so the result has its own block
+                    ids = nnsight.save(tracer.result)
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    return torch.nn.functional.pad(new, (0, max_new_tokens - new.shape[1]), value=pad)
+
+
+def gradients(
+    traced: Traced,
+    encoding: Mapping[str, Tensor],
+    at: Sequence[Place],
+    objective: Callable[[Float[Tensor, "prompt vocabulary"]], Float[Tensor, "prompt"]],
+    edits: Mapping[Place, Edit] | None = None,
+    remote: Remote = False,
+) -> dict[Place, tuple[Float[Tensor, "prompt token d"], Float[Tensor, "prompt token d"]]]:
+    """(activation, gradient) at each place, of `objective(last-token logits)` summed over prompts.
+
+    Prompts do not mix, so row i is the gradient of prompt i's own objective. Activations are those after the edits.
+    Parameters may be frozen and get no gradient. A place the objective does not depend on has gradient 0.
+    """
+    steps = _steps(traced, at, edits or {})
+    if not at:
+        raise InputError("no places to differentiate at; name at least one (site, layer)")
+    inputs = _checked(traced, encoding, remote)
+    model = traced.model
+    with torch.enable_grad(), model.trace(inputs, remote=remote, use_cache=False, logits_to_keep=1):
+        found = _visit(model, steps, graph=True)
+        total = objective(model.output.logits[:, -1]).sum()
+        pairs = nnsight.save(_slopes(found, total))
+    return pairs
+
+
+def _visit(model: Any, steps: list[Step], last: bool = False, graph: bool = False) -> dict[Place, Tensor]:
+    """Edit and read, step by step. Runs inside a trace, when remote on the server: what it names is shipped with it."""
+    found = {}
+    for place, path, end, edit, read in steps:
+        module = attrgetter(path)(model)
+        value = getattr(module, end)
+        before = value[0] if isinstance(value, tuple) else value  # attention returns (output, weights)
+        now = before if edit is None else edit(before)
+        if now.shape != before.shape:
+            shapes = f"{tuple(before.shape)} into {tuple(now.shape)}"
+            raise InputError(f"the edit at {place} turned shape {shapes}; an edit must keep the shape")
+        if graph and read and not now.requires_grad:
+            now = now.detach().requires_grad_()  # frozen parameters: the graph starts at the first place read
+        if now is not before:
+            setattr(module, end, (now, *value[1:]) if isinstance(value, tuple) else now)
+        if read:
+            # Cloned, because a view of the last token would keep the whole activation alive.
+            found[place] = now if graph else (now[:, -1] if last else now).detach().clone()
+    return found
+
+
+def _slopes(found: dict[Place, Tensor], total: Tensor) -> dict[Place, tuple[Tensor, Tensor]]:
+    slopes = torch.autograd.grad(total, list(found.values()), materialize_grads=True)
+    return {place: (found[place].detach(), slope) for place, slope in zip(found, slopes, strict=True)}
+
+
+def _steps(traced: Traced, reads: Iterable[Place], edits: Mapping[Place, Edit]) -> list[Step]:
+    """Reads and edits in the order the model reaches them; nnsight refuses any other."""
+    wanted = set(reads)
+    places = {place: traced.locate(place) for place in wanted | set(edits)}
+    for place, edit in edits.items():
+        if not callable(edit):
+            raise InputError(f"the edit at {place} is {edit!r}; make one with lib.edits")
+
+    def order(place: Place) -> tuple[int, int]:
+        site, layer = place
+        return {"embed": -1, "final": traced.layers}.get(site, layer), SITES.index(site)
+
+    return [(place, *places[place], edits.get(place), place in wanted) for place in sorted(places, key=order)]
+
+
+def _checked(traced: Traced, encoding: Mapping[str, Tensor], remote: Remote, room: int = 0) -> dict[str, Tensor]:
+    """The two tensors a model needs, or `InputError`; `room` is how many tokens are to be generated after them."""
+    for name in ("input_ids", "attention_mask"):
+        # Without a mask every pad would count as a token, silently.
+        if not isinstance(encoding.get(name), Tensor):
+            raise InputError(f"the encoding has no {name} tensor; tokenise with padding=True, return_tensors='pt'")
+    ids, mask = encoding["input_ids"], encoding["attention_mask"]
+    if ids.ndim != 2 or mask.shape != ids.shape or 0 in ids.shape:
+        shapes = f"{tuple(ids.shape)} and {tuple(mask.shape)}"
+        raise InputError(f"input_ids and attention_mask have shapes {shapes}; both must be [prompt token], not empty")
+    wrong = ((mask.long().diff(dim=1) < 0).any(1) | (mask[:, -1] == 0)).nonzero().flatten().tolist()
+    if wrong:
+        raise InputError(
+            f"prompt {wrong[0]} has a pad after a token; set tokenizer.padding_side = 'left' and tokenise again"
+        )
+    if ids.shape[1] + room > traced.context:
+        length = f"{ids.shape[1]} tokens" + (f" and {room} to generate" if room else "")
+        raise InputError(f"{length} exceed the model's context of {traced.context}; shorten the prompts")
+    if remote:
+        nnsight.register(__package__)  # an installed `lib` would be named, not shipped, and the server has none
+    elif traced.model._module.training:
+        raise InputError("the model is in training mode, so dropout would blur what is read; call model.eval() first")
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _greedy(model: Any) -> dict[str, Any]:
+    """Greedy decoding whatever the checkpoint's own settings say; chat checkpoints bring sampling and penalties."""
+    options = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    ends = model._module.generation_config.eos_token_id
+    ends = model.tokenizer.eos_token_id if ends is None else ends
+    return {**options, "repetition_penalty": 1.0, "eos_token_id": ends}
+
+
+def _submodule(module: torch.nn.Module, path: str) -> Any:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        family = type(module).__name__
+        raise InputError(f"{family} has no module {path!r}; correct its Sites in lib/models.py") from None
