@@ -1,0 +1,97 @@
+"""What a run took and with what it was made: `build/<profile>/seed-<n>/manifest.json`, and the times it lets us expect.
+
+Owns seconds, memory, versions and status of every notebook of one run folder; they stay out of the notebooks, so that a
+rerun is byte-equal. No environment variables, no absolute paths.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib import paths, storage
+
+MODELS = "models"
+PACKAGES = ("torch", "transformers", "nnsight", "numpy", "scipy", "scikit-learn", "pandas", "papermill", "jupytext")
+BENCHMARKS = paths.RESULTS / "benchmarks.json"
+
+
+def _file(profile: str, seed: int) -> Path:
+    return paths.run_folder(profile, seed) / "manifest.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one: a manifest is a record, and a damaged one is no reason to stop."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _private(argument: str) -> str:
+    """An argument of the command without the folders of an absolute path in it."""
+    name, equals, value = argument.rpartition("=")
+    return f"{name}{equals}.../{Path(value).name}" if Path(value).is_absolute() else argument
+
+
+class Manifest:
+    """The manifest of one run folder, rewritten whenever something finishes. Safe to use from several threads."""
+
+    def __init__(self, profile: str, seed: int, command: Sequence[str]) -> None:
+        self._path, self._lock = _file(profile, seed), threading.Lock()
+        self._about = {
+            "profile": profile,
+            "seed": seed,
+            "command": ["./run_all.sh", *map(_private, command)],
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "versions": _versions(),
+        }
+
+    def record(self, name: str, entry: dict[str, Any]) -> None:
+        """`name`: a notebook, or `models`, whose entry takes in what the builder wrote into models.json."""
+        with self._lock:
+            value = _read(self._path) | self._about
+            if name == MODELS:
+                value[MODELS] = entry | {"roles": _read(self._path.with_name("models.json"))}
+            else:
+                value["notebooks"] = value.get("notebooks", {}) | {name: entry}
+            storage.write_json(self._path, value)
+
+
+def _seconds(value: dict[str, Any], name: str) -> float | None:
+    entry = value.get(MODELS) if name == MODELS else value.get("notebooks", {}).get(name)
+    done = isinstance(entry, dict) and entry.get("status", "done") == "done"
+    return entry.get("seconds") if entry and done else None
+
+
+def _published(profile: str, name: str) -> float | None:
+    """Seconds from the published benchmarks, whose rows are named "kingdom: 07_residual_space"."""
+    try:
+        rows = json.loads(BENCHMARKS.read_text(encoding="utf-8"))
+        return next((row["value"] for row in rows if row["name"] == f"{profile}: {name}"), None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def expected(profile: str, seed: int, name: str) -> float | None:
+    """Seconds `name` took last: in this run folder, in another seed's, or in the published benchmarks."""
+    files = [_file(profile, seed), *sorted((paths.BUILD / profile).glob("seed-*/manifest.json"))]
+    found = (_seconds(_read(path), name) for path in files)
+    return next((seconds for seconds in found if seconds is not None), _published(profile, name))

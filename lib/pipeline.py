@@ -1,0 +1,283 @@
+"""The command line: `./run_all.sh` is `python -m lib.pipeline`.
+
+Owns the options, what is shown before and after a run, publishing, and that one run at a time works in a checkout. The
+tasks themselves are in `dodo`. It imports no tensor library, so a run with nothing to do takes a second or two.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lib import dodo, jobs, notebooks, paths, profiles, provenance, storage
+from lib.errors import InputError, unknown
+from lib.execute import Slot
+from lib.jobs import Job
+from lib.manifest import MODELS, expected
+from lib.notebooks import Notebook, Value
+
+RUN_BYTES = 400e6  # what the models, activations and outputs of one profile and seed may take, generously
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./run_all.sh", description="Train models, run notebooks, judge the claims.")
+    add = parser.add_argument
+    add("--profile", default="kingdom", help="which model family, a file of data/profiles (default: kingdom)")
+    add("--seed", "--seeds", dest="seeds", default="0", metavar="SEEDS", help="0, 0-4 or 0,2,5 (default: 0)")
+    add("--only", action="append", default=[], metavar="NOTEBOOK", help="number or name; repeatable, or a comma list")
+    add("--from", dest="start", metavar="NOTEBOOK", help="leave out the notebooks before this one")
+    add("--param", action="append", default=[], metavar="NAME=VALUE", help="a notebook's parameter; repeatable")
+    add("--jobs", default="1", metavar="N", help="notebooks at once (default: 1)")
+    add("--html", action="store_true", help="also write the executed notebooks as HTML that needs no network")
+    add("--publish", action="store_true", help="then copy notebooks, figures, results and ledger into the repository")
+    other = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("--list", "show the notebooks and whether they are up to date"),
+        ("--dry-run", "show what would run, why, and what it would take"),
+        ("--clean", "delete what this profile and these seeds left in build/ (trained models stay in .cache/)"),
+        ("--lab", "open JupyterLab in this environment"),
+    ):
+        other.add_argument(name, action="store_true", help=text)
+    return parser
+
+
+# What was asked for ---------------------------------------------------------------------------------------------------
+def parse_seeds(text: str) -> list[int]:
+    """`0`, `0-4` and `0,2,5`, in any mixture, as ascending numbers."""
+    seeds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
+        chosen = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not chosen:
+            raise InputError(f"seeds {text!r} are not valid; give whole numbers such as 0, 0-4 or 0,2,5")
+        seeds.update(chosen)
+    return sorted(seeds)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,2}", text):
+        raise InputError(f"--jobs {text!r} is not valid; give a whole number from 1 to 999")
+    return int(text)
+
+
+def _chosen(options: argparse.Namespace) -> list[Notebook]:
+    names = provenance.notebooks()
+    if not names:
+        raise InputError("there are no notebooks (notebooks/NN_name.py); restore them from git")
+    tokens = [token.strip() for text in options.only for token in text.split(",")]
+    only = {notebooks.find(token) for token in tokens} or set(names)
+    start = notebooks.find(options.start) if options.start else names[0]
+    chosen = [name for name in names if name in only and name >= start]
+    if not chosen:
+        raise InputError(f"--only {','.join(tokens)} leaves nothing from {start} on; drop one of the two options")
+    return [notebooks.read(name) for name in chosen]
+
+
+def _given(text: str, chosen: Sequence[Notebook]) -> tuple[str, dict[str, Value]]:
+    """A `--param` as its name and its typed value for every chosen notebook that has it."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--param {text!r} is not NAME=VALUE")
+    if name in ("profile", "seed"):
+        raise InputError(f"give the {name} as --{name} {value}")
+    declared = {book.name: parameter for book in chosen if (parameter := book.parameter(name))}
+    if not declared:
+        known = {p.name for book in chosen for p in book.parameters} - {"profile", "seed"}
+        raise unknown("parameter", name, sorted(known) or ["none in these notebooks"])
+    return name, {book: parameter.typed(value) for book, parameter in declared.items()}
+
+
+def plan(options: argparse.Namespace) -> list[Job]:
+    """Everything asked for, checked; `InputError` before anything starts."""
+    profile, seeds = profiles.load(options.profile), parse_seeds(options.seeds)
+    chosen = _chosen(options)
+    given = [_given(text, chosen) for text in options.param]
+    wanted = []
+    for seed in seeds:
+        for book in chosen:
+            values = {name: value[book.name] for name, value in given if book.name in value}
+            wanted.append(Job(book, profile.name, seed, values))
+    if options.publish and not profile.published:
+        raise InputError(f"profile {profile.name!r} is not published (its file says so); leave out --publish")
+    if options.publish and any(job.custom for job in wanted):
+        raise InputError("only notebooks with their own parameters are published; leave out --publish or --param")
+    if any(job.custom for job in wanted):  # the ledger is left alone, so notebooks that show it have nothing new
+        wanted = [job for job in wanted if job.custom or not job.notebook.reads_results]
+    return wanted
+
+
+# Looking --------------------------------------------------------------------------------------------------------------
+def show_list(wanted: Sequence[Job]) -> None:
+    width = max(len(job.notebook.name) for job in wanted)
+    for job in wanted:
+        state = "up to date" if job.stale() is None else "to run"
+        print(f"{job.notebook.name:{width}}  seed {job.seed}  {state:10}  {job.notebook.title}")
+
+
+def show_plan(wanted: Sequence[Job]) -> None:
+    """What a run would do, why, and what it would take."""
+    reasons = [(job, reason) for job in wanted if (reason := job.stale())]
+    runs = sorted({(job.profile, job.seed) for job, _ in reasons if not job.notebook.reads_results})
+    lines = [(f"{MODELS}  {p} seed {s}", "those not in the cache", expected(p, s, MODELS)) for p, s in runs]
+    lines += [(job.label, why, job.expected()) for job, why in reasons]
+    for label, why, seconds in lines:
+        print(f"would run {label}: {why}" + ("" if seconds is None else f"; about {seconds:.0f} s"))
+    known = [seconds for *_, seconds in lines if seconds is not None]
+    minutes = f"expected {sum(known) / 60:.1f} minutes"
+    if len(known) < len(lines):
+        minutes += f" and {len(lines) - len(known)} of unknown length"
+    needed, free = len(runs) * RUN_BYTES / 1e6, storage.free_bytes(paths.BUILD) / 1e6
+    disk = f"up to {needed:.0f} MB of disk, {free:.0f} MB are free"
+    print(f"{len(lines)} to run, {len(wanted) - len(reasons)} notebooks up to date; {minutes}; {disk}")
+
+
+# Changing -------------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold this checkout's lock; a second run says that it waits, and for whom."""
+    paths.BUILD.mkdir(exist_ok=True)
+    lock, owner = FileLock(paths.BUILD / ".lock"), paths.BUILD / ".lock.owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "unknown"
+        print(f"waiting for another run in this checkout (process {pid})", flush=True)
+        lock.acquire(poll_interval=0.2)
+    try:
+        storage.write_text(owner, f"{os.getpid()}\n")
+        dodo.sweep()
+        yield
+    finally:
+        lock.release()
+
+
+def clean(profile: str, seeds: Sequence[int], chosen: Sequence[Notebook], everything: bool) -> None:
+    """Delete what runs left: whole run folders, or only the chosen notebooks' files in them."""
+    for seed in seeds:
+        folder = paths.run_folder(profile, seed)
+        if everything:
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f"deleted {folder.relative_to(paths.ROOT).as_posix()}")
+        for book in () if everything else chosen:
+            slot = Slot(folder, book.name)
+            slot.clear()
+            slot.log.unlink(missing_ok=True)
+            print(f"deleted the outputs of {book.name} seed {seed}")
+    if not list((paths.BUILD / profile).glob("seed-*")):
+        shutil.rmtree(paths.BUILD / profile, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with storage.replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def publish(wanted: Sequence[Job]) -> None:
+    """Copy what finished runs made into the repository: results of every seed, and what readers see of seed 0, last."""
+    for job in wanted:
+        if job.slot.result.is_file():
+            _copy(job.slot.result, paths.result_file(paths.published_results(job.profile, job.seed), job.notebook.name))
+    for profile in {job.profile for job in wanted}:
+        _copy(jobs.ledger_file(profile), paths.RESULTS / profile / "ledger.json")
+    for job in (job for job in wanted if job.seed == 0):
+        figures = {path.name: path for path in job.slot.figures if path.suffix in (".png", ".svg", ".csv")}
+        for name, path in figures.items():
+            _copy(path, paths.FIGURES / name)
+        for old in paths.FIGURES.glob(f"{job.notebook.name}.*"):
+            if old.name not in figures:
+                old.unlink()
+        _copy(job.slot.executed, paths.NOTEBOOKS / f"{job.notebook.name}.ipynb")
+    print(f"published {len(wanted)} notebook runs into data/results, figures and notebooks")
+
+
+def write_html(wanted: Sequence[Job]) -> None:
+    """Every executed notebook of the run as a page of its own, and an index."""
+    for seed in sorted({job.seed for job in wanted}):
+        mine = [job for job in wanted if job.seed == seed and job.slot.executed.is_file()]
+        folder = paths.run_folder(wanted[0].profile, seed) / "html"
+        pages = {job.notebook.name: job.notebook.title for job in mine}
+        for job in mine:
+            storage.write_text(folder / f"{job.notebook.name}.html", notebooks.to_html(job.slot.executed))
+        storage.write_text(folder / "index.html", notebooks.html_index(f"{wanted[0].profile}, seed {seed}", pages))
+        print(f"HTML: {(folder / 'index.html').relative_to(paths.ROOT).as_posix()}")
+
+
+def run(wanted: Sequence[Job], options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Bring everything up to date; 0 when it is, 1 when something failed."""
+    with alone():
+        current = dodo.Run(wanted, _count(options.jobs), arguments)
+        if current.progress.pending:
+            runs = len(current.runs)
+            storage.require_space(paths.BUILD, int(runs * RUN_BYTES), f"a run of {runs} seed(s)")
+        good = current.execute()
+        done, failed = current.progress.done, current.progress.failed
+        print(f"{done - failed} done, {current.progress.current} notebooks up to date, {failed} failed")
+        if options.html:
+            write_html(wanted)
+        if options.publish and good:
+            publish(wanted)
+        elif options.publish:
+            print("error: nothing was published, because something failed", file=sys.stderr)
+        return 0 if good else 1
+
+
+def lab_command() -> list[str]:
+    return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={paths.ROOT}"]
+
+
+def dispatch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if options.lab:
+        os.chdir(paths.ROOT)
+        os.execv(sys.executable, lab_command())
+    _count(options.jobs)
+    wanted = plan(options)
+    if options.list:
+        show_list(wanted)
+    elif options.dry_run:
+        show_plan(wanted)
+    elif options.clean:
+        with alone():
+            everything = not options.only and not options.start
+            clean(options.profile, sorted({job.seed for job in wanted}), [job.notebook for job in wanted], everything)
+    else:
+        return run(wanted, options, arguments)
+    return 0
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _interrupt(*_: Any) -> None:
+    """Stop the run; a second signal would interrupt the clearing up, so it is ignored."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when all is well, 1 when a notebook failed, 2 for something the user can mend, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(arguments)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
+    try:
+        return dispatch(options, arguments)
+    except InputError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what had finished is kept, run again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
