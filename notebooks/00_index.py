@@ -1,0 +1,97 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Why do aligned models refuse? Two papers, their claims, and what happens when each is rerun
+#
+# **Anatomy of Refusal** is a runnable companion to *Superficial Safety Alignment Hypothesis* (SSAH, Li & Kim, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862))
+# and *The Hidden Dimensions of LLM Alignment* (HD, Pan et al., ICML 2025, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)). As far as could be read, SSAH has released no code,
+# HD's does not run as shipped and asks for about 600 GB of GPU memory, and neither reports seeds or intervals.
+#
+# **It is a conceptual replication on small models trained here. No real checkpoint was run.** A claim that holds or fails on these pages holds or fails *on
+# these models*, where everything about the data is known and every effect has its random control. It is evidence about the kind of mechanism, not about Llama.
+#
+# **SSAH** says alignment is shallow: it teaches a model a yes-or-no decision, carried by few units, and those can be found, frozen, or lost in harmless fine-tuning.
+# **HD** says it is many-sided: tuning adds several directions to the activations, one dominant that predicts refusal, others that carry features such as role-play,
+# and a jailbreak can slip past them one by one.
+
+# %% tags=["parameters", "reads-results"]
+profile: str = "kingdom"  # which model family's ledger to show, see data/profiles
+seed: int = 0  # kept so that all notebooks take the same two
+
+# %%
+from lib import ledger, profiles, provenance
+
+settings = profiles.load(profile)
+found = ledger.shown(profile)
+print(settings.name, "-", settings.about)
+
+# %% [markdown]
+# ## Map
+#
+# Each notebook tests its claims from start to finish and needs no other. Titles are findings.
+
+# %%
+ledger.contents()
+
+# %% [markdown]
+# ## What came out
+#
+# Criteria were written before any result (`data/claims.yaml`). A verdict is computed: *holds here*, *fails here*, *mixed* (a part that is not the core
+# of the claim fails), *undecided* (the interval contains the bar), *not testable here*, *not run*. Intervals are over independently trained models.
+
+# %%
+print(ledger.headline(found))
+ledger.tested(found)
+
+# %% [markdown]
+# The parts behind these verdicts. `value` is the mean over seeds, the interval Student's t at 95 %.
+
+# %%
+ledger.parts(found)
+
+# %% [markdown]
+# ## What was replicated, and what cannot be
+#
+# | | the papers | here | what does not carry over |
+# |---|---|---|---|
+# | models | Llama-2/3 (7-8B), Mistral 7B, Llama-Guard-3 | Llama architecture, 1.3M parameters, 6 blocks, width 128 | size; thousands of overlapping features |
+# | language | English | 522 words, exact meanings and answers | ambiguity, tone, topics |
+# | harm | AdvBench, HEx-PHI, StrongREJECT | hexes, blights, stolen crowns: a rule over (act, object) | harm that takes judgement |
+# | jailbreaks | GCG, PAIR, AutoDAN, Flip, ... found by search | eight fixed styles after the same families | adaptive attackers |
+# | judge | keyword lists, Llama-Guard, GPT-4 | exact: the one right answer, or an opening of refusal | - (stricter here) |
+# | repetitions | one model, no intervals | independently trained models, intervals, random controls | - |
+
+# %% [markdown]
+# ## Words and notation
+#
+# | word | meaning here |
+# |---|---|
+# | `base`, `chat`, `tuned` | able and complying; aligned from base; safety-tuned from chat with K harmful examples of each style |
+# | attack success | share of harmful requests answered *exactly*; wrong answers are counted apart |
+# | false refusal | share of benign requests refused; *exceptions* are benign requests that look harmful |
+# | style | the way a request is wrapped: plain, or one of eight jailbreak styles |
+# | K | harmful examples of each style in safety tuning |
+# | block | a transformer layer, counted from 0; HD's "L14" is hidden state 14, which is block 13 |
+# | shift | activations after tuning minus before, at the last token of the prompt |
+# | component `L4-C1` | first right singular vector of the shift in block 4; its sign is arbitrary |
+# | effective rank $k(\tau)$ | fewest components that hold a share $\tau$ of the shift's squared length |
+# | unit | an MLP neuron or an attention channel |
+# | seed | an independently trained family: own answer tables, splits, initialisation and data order |
+# | profile | a set of models and settings (`data/profiles`); `kingdom` is the default |
+
+# %%
+provenance.versions()
+
+# %% [markdown]
+# Next: [01 The organism](01_organism.ipynb).
