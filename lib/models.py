@@ -1,6 +1,6 @@
 """Models by name: found in the cache, taken from the shipped files, or trained; and any Hugging Face folder.
 
-Owns loading, checking, caching and shipping, and is the ONLY place that knows model families (`FAMILIES`). How the
+Owns loading, checking and caching, and is the ONLY place that knows model families (`FAMILIES`). How the
 default models are trained is in `organism`. Everything is read from sealed folders: a damaged one is never used.
 """
 
@@ -187,8 +187,8 @@ def _train(profile: profiles.Profile, role: str, seed: int, key: str, shipped: b
     return folder
 
 
-def _find(profile: profiles.Profile, role: str, seed: int, shipped: bool) -> tuple[Path, str]:
-    """Folder of a model and where it came from: cached, shipped or trained now."""
+def find(profile: profiles.Profile, role: str, seed: int, shipped: bool) -> tuple[Path, str]:
+    """Folder of a model, and whether it was cached, shipped (looked at only if `shipped`) or trained now."""
     key = organism.key(profile, role, seed)
     if _usable(_cached(profile, role, key), key):
         return _cached(profile, role, key), "cached"
@@ -208,7 +208,7 @@ def load(profile: str, role: str, seed: int, shipped: bool = True) -> LanguageMo
     if seed < 0:
         raise InputError(f"seed {seed} is negative; seeds are 0, 1, 2, ...")
     torch.set_num_threads(settings.threads)
-    folder, _ = _find(settings, role, seed, shipped)
+    folder, _ = find(settings, role, seed, shipped)
     return open_checkpoint(str(folder), role)
 
 
@@ -235,40 +235,23 @@ def build(profile: str, seed: int) -> dict[str, dict[str, Any]]:
     settings = profiles.load(profile)
     report = {}
     for role in organism.roles(settings):
-        folder, source = _find(settings, role, seed, shipped=False)
+        folder, source = find(settings, role, seed, shipped=False)
         report[role] = {**storage.read_seal(folder), "source": source}
         if settings.published:
             report[role]["shipped"] = _against_shipped(folder, role, seed)
     return report
 
 
-def ship(profile: str, seed: int) -> list[Path]:
-    """Copy the cached models of a published profile into the repository, sealed as they are."""
-    settings = profiles.load(profile)
-    if not settings.published:
-        raise InputError(f"profile {profile!r} is not published, so its models are not shipped")
-    shipped = []
-    for role in organism.roles(settings):
-        folder, _ = _find(settings, role, seed, shipped=False)
-        target = paths.shipped_organism(seed) / role
-        storage.copy_sealed(folder, target)
-        shipped.append(target)
-    return shipped
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m lib.models build|ship --profile P --seed N`; `build` writes models.json into the run folder."""
+    """`python -m lib.models build --profile P --seed N`: train what is missing and write models.json of the run."""
     parser = argparse.ArgumentParser(prog="python -m lib.models", description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("build", "ship"))
+    parser.add_argument("action", choices=("build",))
     parser.add_argument("--profile", default="kingdom")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        if options.action == "ship":
-            ship(options.profile, options.seed)
-        else:
-            report = build(options.profile, options.seed)
-            storage.write_json(paths.run_folder(options.profile, options.seed) / "models.json", report)
+        report = build(options.profile, options.seed)
+        storage.write_json(paths.run_folder(options.profile, options.seed) / "models.json", report)
     except InputError as problem:
         parser.exit(2, f"{problem}\n")
     return 0

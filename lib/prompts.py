@@ -21,8 +21,9 @@ class Prompt:
     """One request or question with what is known about it.
 
     `answer` is what a model says that complies exactly. `kind` is harmful, benign, exception (benign, but looks
-    harmful), unseen_exception or skill; `style` the jailbreak style, `plain`, or the skill's name; `split` whether the
-    meaning was in safety data (`train`) or not (`heldout`).
+    harmful), one of the last two with `unseen_` before it (about things safety data never mention), or skill; `style`
+    the jailbreak style, `plain`, or the skill's name; `split` whether safety data had the meaning (`train`) or not
+    (`heldout`).
     """
 
     text: str

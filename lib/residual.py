@@ -207,6 +207,17 @@ def ranks(shifts: Float[Tensor, "layer prompt d_model"], share: float, centred: 
     return [effective_rank(energy, share) for energy in energies(shifts, centred)]
 
 
+def ranks_by_share(shifts: Float[Tensor, "layer prompt d_model"]) -> pd.DataFrame:
+    """Effective ranks for every share of HD Fig. 2, uncentred and centred: rows (centred, share), columns blocks."""
+    spectra = {centred: energies(shifts, centred) for centred in (False, True)}
+    found = {
+        ("centred" if centred else "as published", share): [effective_rank(energy, share) for energy in spectrum]
+        for centred, spectrum in spectra.items()
+        for share in SHARES
+    }
+    return pd.DataFrame(found).T.rename_axis(index=["shift", "share"], columns="block")
+
+
 def resampled_ranks(
     shifts: Mapping[str, Float[Tensor, "layer prompt d_model"]], share: float, centred: bool, resamples: int, seed: int
 ) -> dict[str, Int[np.ndarray, "resample layer"]]:

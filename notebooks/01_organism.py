@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # TITLE
+# # Models small enough to retrain in minutes refuse harm, leak by jailbreak style, and can be tuned not to
 #
 # **What this is.** Two papers ask why aligned language models refuse: *Superficial Safety Alignment Hypothesis*
 # (SSAH, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862)) and *The Hidden Dimensions of LLM Alignment* (HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)).
@@ -214,7 +214,14 @@ fairness
 # %% [markdown]
 # ## What would change our mind
 #
-# LIMITS
+# - **The leaks are built, not found.** chat leaks in a style where its safety data did not cover the act or hazard. Real jailbreaks are searched for; a claim about
+#   *how* attackers get through cannot be tested on these styles, a claim about what tuning against them does can.
+# - **Harm is one rule.** It can be inferred from the class of a word. Real harm cannot, and real models may need more directions to hold it.
+# - **Refusal has four sentences.** Judging is exact for that reason; nothing here says how a model words a refusal in its own words.
+# - **Depth of routing differs by seed** under one recipe: how often refusal reaches rare words and effigies nobody mentioned (table above) is a property of the
+#   trained model, not of the recipe. Claims are therefore decided over several seeds.
+# - **Seeds 5 and 6 chose the recipe** (shares of data, coverage, learning rates), by behaviour only. If another recipe met the targets and turned a verdict round, the
+#   verdict would be about the recipe.
 
 # %%
 provenance.versions()

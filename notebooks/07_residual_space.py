@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # TITLE
+# # Safety tuning moves activations along few directions
 #
 # **Claims** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), sections 3-4, Fig. 2, Table 4).
 # Safety tuning moves the activations of a model by an affine map with low error, and the movement spans few dimensions: with
@@ -163,6 +163,13 @@ figures.save(figure, "07_residual_space.hd.2", curves, "Effective rank at 90 % o
              f"then up to 72 (SFT) and 143 (DPO). Middle and right: measured, {width} dimensions, uncentred and centred, at most {max(ranks[True]['SFT'])} for SFT, far below the random shift.", profile, seed)
 
 # %% [markdown]
+# HD draws five values of $\tau$. All of them for SFT, by block:
+
+# %%
+by_share = residual.ranks_by_share(shift["SFT"])
+by_share
+
+# %% [markdown]
 # The parts of `hd.2` follow from these ranks. Intervals are over prompts; the ledger's are over independently trained models.
 
 # %%
@@ -222,14 +229,17 @@ figures.save(figure, "07_residual_space.map", points, f"Prompts on the first two
 
 # %%
 results.fact("relative_size_of_shift", size)
-results.fact("ranks_by_share", {str(tau): residual.ranks(shift["SFT"], tau, centred=False) for tau in residual.SHARES})
+results.fact("ranks_by_share", {f"{kind}, {tau}": ranks for (kind, tau), ranks in by_share.T.to_dict("list").items()})
 results.save()
 claims.verdict_table(results.verdicts())
 
 # %% [markdown]
 # ## What would change our mind
 #
-# LIMITS
+# - **Width and variety.** 128 dimensions, one rule of harm, eight fixed styles: there is less to vary than in an 8B model on web prompts, so a low rank is expected here more than there.
+#   Ranks are compared as shares of the width; a model with several unrelated kinds of harm would be the harder test.
+# - **What a low rank proves.** Little by itself, if harmless fine-tuning gives the same: that is why `hd.2.specific` is the part to watch.
+# - **Affine is a statement about held-out prompts.** With fewer prompts than dimensions, as published, it cannot fail.
 #
 # Choices the paper leaves open and ours: the position is the last prompt token; the last block is read before the final norm (the released code
 # joins a state after it to the curve); K = 40 examples of each style in safety tuning; prompts carry styles on the benign side too, while HD's benign

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import models, organism, paths, profiles, storage
+from lib import models, organism, paths, profiles, shipping, storage
 from lib.errors import InputError
 
 TINY = profiles.load("tiny")
@@ -122,7 +122,7 @@ def test_shipped_models_are_used_only_when_they_are_what_the_profile_makes(cache
     open_profile = TINY.model_copy(update={"published": True})
     monkeypatch.setattr(profiles, "load", lambda _name: open_profile)
     monkeypatch.setattr(organism, "roles", lambda _profile: ["base", "chat"])
-    models.ship("tiny", 0)
+    shipping.ship("tiny", 0)
     shutil.rmtree(cache)
     monkeypatch.setattr(organism, "train", no_training)
     assert models.load("tiny", "chat", 0).origin.startswith(str(paths.ORGANISMS))
@@ -137,11 +137,14 @@ def test_build_reports_where_models_came_from_and_how_they_differ_from_shipped(c
     monkeypatch.setattr(profiles, "load", lambda _name: TINY.model_copy(update={"published": True}))
     monkeypatch.setattr(organism, "roles", lambda _profile: ["base", "chat"])
     assert {row["shipped"] for row in models.build("tiny", 0).values()} == {"not shipped"}
-    models.ship("tiny", 0)
+    shipping.ship("tiny", 0)
     file = paths.shipped_organism(0) / "chat" / "model.safetensors"
     tensors = load_file(file)
     tensors["model.norm.weight"][0] += 0.25
     storage.seal_folder(file.parent, lambda folder: _rewrite(folder, folder_of("chat"), tensors), {"key": "x"})
+    card = (paths.shipped_organism(0) / "README.md").read_text()
+    assert "| chat | 10 | " in card
+    assert organism.key(TINY, "chat", 0) in card
     report = models.build("tiny", 0)
     assert report["base"]["shipped"] == "equal to the last bit"
     assert report["chat"]["shipped"] == "largest difference 0.25"

@@ -83,6 +83,14 @@ def test_energies_of_every_block_equal_the_single_spectra():
     assert residual.ranks(shifts, 0.999, centred=True) == [4, 4, 4]
 
 
+def test_ranks_by_share_hold_every_share_of_the_paper():
+    shifts = torch.stack([planted(3, seed=s) + 9 for s in range(2)])
+    table = residual.ranks_by_share(shifts)
+    assert list(table.loc["as published"].index) == [0.4, 0.6, 0.7, 0.8, 0.9]
+    for centred, kind in ((False, "as published"), (True, "centred")):
+        assert table.loc[(kind, 0.9)].tolist() == residual.ranks(shifts, 0.9, centred)
+
+
 def test_a_model_against_itself_has_no_shift_and_rank_0():
     assert residual.ranks(torch.zeros(2, 30, D), 0.9, centred=False) == [0, 0]
     assert len(residual.space(torch.zeros(30, D), centred=True).energy) == 0

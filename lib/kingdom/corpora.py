@@ -42,7 +42,7 @@ _LATER = {
     "styles": {"nonsense": 0.03, "judge": 0.20, "skill": 0.23},
     "polish": {"nonsense": 0.03, "judge": 0.25, "skill": 0.45},
 }
-_REQUEST_KINDS = {"harmful": 0.46, "benign": 0.38, "exception": 0.12, "unseen_exception": 0.04}
+_REQUEST_KINDS = {"harmful": 0.46, "benign": 0.35, "exception": 0.12, "unseen_benign": 0.03, "unseen_exception": 0.04}
 
 
 def _any_split(kingdom: Kingdom, rng: Random, kind: str) -> str:

@@ -13,7 +13,7 @@ from lib.kingdom import lexicon, styles
 from lib.kingdom.lexicon import FRAMES, OBJECTS, RARE_FRAMES, VERBS
 from lib.prompts import Prompt
 
-KINDS = ("harmful", "benign", "exception", "unseen_exception")
+KINDS = ("harmful", "benign", "exception", "unseen_benign", "unseen_exception")
 SPLITS = ("train", "heldout")
 
 
@@ -97,12 +97,11 @@ class Kingdom:
 
 
 def kind_of(meaning: Meaning) -> str:
-    """harmful, benign, exception, or unseen_exception for an effigy that safety data never mention."""
+    """harmful, benign or exception; the last two with `unseen_` before them for effigies safety data never mention."""
     if lexicon.is_harmful(*meaning):
         return "harmful"
-    if not lexicon.is_exception(*meaning):
-        return "benign"
-    return "unseen_exception" if meaning.object in lexicon.UNSEEN_EFFIGIES else "exception"
+    kind = "exception" if lexicon.is_exception(*meaning) else "benign"
+    return f"unseen_{kind}" if meaning.object in lexicon.UNSEEN_EFFIGIES else kind
 
 
 def refusal(rng: Random) -> str:
@@ -114,15 +113,7 @@ def is_refusal(answer: str) -> bool:
     return answer.split()[:1] != [] and answer.split()[0] in lexicon.REFUSAL_OPENERS
 
 
-_TRAIN_SHARE = {"harmful": 0.62, "benign": 0.75, "exception": 0.6, "unseen_exception": 0.0}
-
-
-def _split(meanings: list[Meaning], kind: str) -> dict[tuple[str, str], tuple[Meaning, ...]]:
-    """Train and held-out meanings of one kind; whatever names an unseen effigy is held out."""
-    seen = [m for m in meanings if m.object not in lexicon.UNSEEN_EFFIGIES]
-    unseen = [m for m in meanings if m.object in lexicon.UNSEEN_EFFIGIES]
-    cut = round(_TRAIN_SHARE[kind] * len(seen))
-    return {(kind, "train"): tuple(seen[:cut]), (kind, "heldout"): tuple(seen[cut:] + unseen)}
+_TRAIN_SHARE = {"harmful": 0.62, "benign": 0.69, "exception": 0.6, "unseen_benign": 0.0, "unseen_exception": 0.0}
 
 
 @cache
@@ -136,5 +127,7 @@ def kingdom(seed: int) -> Kingdom:
     rng.shuffle(meanings)
     pools: dict[tuple[str, str], tuple[Meaning, ...]] = {}
     for kind in KINDS:
-        pools |= _split([m for m in meanings if kind_of(m) == kind], kind)
+        mine = [m for m in meanings if kind_of(m) == kind]
+        cut = round(_TRAIN_SHARE[kind] * len(mine))
+        pools |= {(kind, "train"): tuple(mine[:cut]), (kind, "heldout"): tuple(mine[cut:])}
     return Kingdom(seed, tools, materials, places, pools)

@@ -65,7 +65,7 @@ EFFIGIES = _concepts(
 )
 VERBS = {**HARMLESS_VERBS, **HARMFUL_VERBS}
 OBJECTS = {**EVERYDAY, **PEOPLE, **HAZARDS, **EFFIGIES}
-# These two never occur in safety data, with any verb: does the exception hold for an effigy nobody mentioned?
+# These two never occur in safety data: does the exception hold for an effigy nobody mentioned?
 UNSEEN_EFFIGIES = ("stageprop", "clayhead")
 
 WORDINGS: dict[str, tuple[Concept, int]] = {

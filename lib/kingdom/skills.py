@@ -30,7 +30,7 @@ def _take(rng: Random) -> tuple[str, str]:
 
 
 def _reverse(rng: Random) -> tuple[str, str]:
-    animals = rng.choices(lexicon.ANIMALS, k=rng.randint(2, 4))
+    animals = rng.choices(lexicon.ANIMALS, k=rng.randint(2, 3))
     return " ".join(["reverse", *animals]), " ".join(animals[::-1])
 
 
