@@ -23,6 +23,8 @@ from lib.kingdom.styles import JAILBREAKS, PLAIN, UNSEEN
 
 _SERIES = {"SFT": COLOURS["blue"], "DPO": COLOURS["orange"], "benign": COLOURS["green"], "random": COLOURS["grey"]}
 _LINES = {"random": ":", "shuffled": ":", "benign": "--"}
+_EDGE = 1.3
+STYLED, PLAIN_SIDE = "tuned with benign styles", "tuned without, as in HD"
 _PUBLISHED = {"SSFT": COLOURS["blue"], "DPO": COLOURS["orange"]}
 
 
@@ -48,52 +50,60 @@ def behaviour_by_style(rates: pd.DataFrame, names: dict[str, str]) -> Figure:
     return figure
 
 
-def shots_curve(published: pd.DataFrame, measured: pd.DataFrame, false_refusal: pd.DataFrame, floor: float) -> Figure:
+def shots_curve(published: pd.DataFrame, measured: pd.DataFrame, false_refusal: pd.DataFrame, target: float) -> Figure:
     """Attack success against K, published and measured, and false refusals (`behaviour.shots_curve`, `false_refusals`).
 
-    `floor` is the largest attack success wanted at the largest K.
+    `target` is the largest share wanted at the largest K. Published rows in another metric are left out.
     """
-    figure, axes = canvas(11.5, 3.9, columns=3, sharey=True)
+    figure, axes = canvas(11.5, 4.1, columns=3, sharey=True)
     left, middle, right = axes[0]
-    curves(left, published, "shots", "pass_rate", "attack")
-    left.set(title="Published (HD Table 3, 8B)", ylabel="share", ylim=(-0.03, 1), xlabel="K examples of each attack")
-    for style, part in measured[measured["style"] != "mean"].groupby("style", sort=False):
+    same = published[published["metric"] != "StrongREJECT score"]
+    curves(left, same, "shots", "pass_rate", "attack")
+    left.set(
+        title="Published: attacks that pass\n(HD Table 3, 8B; K = 0 is untuned)",
+        ylabel="share of prompts",
+        ylim=(-0.03, 1),
+    )
+    for style, part in measured[measured["series"] != "mean"].groupby("series", sort=False):
         middle.plot(part["shots"], part["share"], color="0.75", linewidth=1)
         middle.annotate(str(style), (part["shots"].iloc[0], part["share"].iloc[0]), fontsize=7, color="0.5",
                         xytext=(-3, 0), textcoords="offset points", ha="right", va="center")  # fmt: skip
-    curves(middle, measured[measured["style"] == "mean"], "shots", "share", "style", {"mean": COLOURS["vermilion"]})
-    middle.axhline(floor, **CONTROL)
-    middle.set(title="Measured: attack success", xlabel="K examples of each style")
-    styled = false_refusal["mix"] == "benign side styled"
-    curves(right, false_refusal[styled], "shots", "share", "mix", {"benign side styled": COLOURS["blue"]})
-    other = false_refusal[~styled]
-    spread = (other["share"] - other["lower"], other["upper"] - other["share"])
-    right.errorbar(
-        other["shots"],
-        other["share"],
-        yerr=spread,
-        fmt="D",
-        color=COLOURS["purple"],
-        label="benign side plain, as in HD",
+    mean = measured[measured["series"] == "mean"].assign(series="mean of eight styles")
+    curves(middle, mean, "shots", "share", "series", {"mean of eight styles": COLOURS["vermilion"]})
+    middle.set(title="Measured: harm answered exactly\n(K = 0 is tuned on plain harm)")
+    middle.set_xlim(left=-16)
+    curves(
+        right, false_refusal[false_refusal["series"] == STYLED], "shots", "share", "series", {STYLED: COLOURS["blue"]}
     )
-    right.axhline(floor, **CONTROL)
-    right.set(title="Measured: benign styled requests refused", xlabel="K examples of each style")
+    other = false_refusal[false_refusal["series"] != STYLED]
+    spread = (other["share"] - other["lower"], other["upper"] - other["share"])
+    right.errorbar(other["shots"], other["share"], yerr=spread, fmt="D", color=COLOURS["purple"], label=PLAIN_SIDE)
+    right.set(title="Measured: benign requests in\nthese styles refused")
     for axis in axes[0]:
         axis.legend()
+        axis.set_xlabel("K, harmful examples of each style")
+    for axis in (middle, right):
+        axis.axhline(target, **CONTROL)
     return figure
 
 
 # 07 ------------------------------------------------------------------------------------------------------------------
 def affine_error(published: pd.DataFrame, measured: pd.DataFrame, layers: int, bound: float) -> Figure:
-    """Relative error of the map by depth; the claim's bound dotted."""
-    figure, axes = canvas(10, 3.7, sharex=True)
+    """Relative error of the map by depth; the claim's bound dotted. Values above the axis are drawn at its edge."""
+    figure, axes = canvas(10, 3.9, sharex=True, sharey=True)
     left, right = axes[0]
-    left.plot(relative_depth(published["hidden_state"] - 1, 32), published["relative"], "o-", color=COLOURS["blue"])
-    left.set(title="Published (HD Table 4, 8B; see text)", ylabel="squared error / squared shift", ylim=(0, 1.3))
-    shown = measured.assign(depth=relative_depth(measured["block"], layers), upper=measured["upper"].clip(upper=1.3))
+    depth = relative_depth(published["hidden_state"] - 1, published["blocks"].iloc[0])
+    left.plot(depth, published["relative"], "o-", color=COLOURS["blue"])
+    left.set(
+        title="Published: affine map\n(HD Table 4, 8B; see text)",
+        ylabel="squared error / squared shift",
+        ylim=(0, _EDGE),
+    )
+    shown = measured.assign(depth=relative_depth(measured["block"], layers))
+    shown[["error", "lower", "upper"]] = shown[["error", "lower", "upper"]].clip(upper=_EDGE)
     colours = {"affine": COLOURS["blue"], "constant": COLOURS["orange"], "shuffled": COLOURS["grey"]}
     curves(right, shown, "depth", "error", "map", colours, _LINES)
-    right.set(title="Measured on held-out prompts", ylim=(0, 1.3))
+    right.set_title(f"Measured: prompts with other meanings\n(above {_EDGE} drawn at the edge)")
     right.legend()
     for axis in axes[0]:
         axis.axhline(bound, color="0.3", linestyle=":", linewidth=1)
@@ -103,24 +113,48 @@ def affine_error(published: pd.DataFrame, measured: pd.DataFrame, layers: int, b
 
 
 def rank_by_depth(published: pd.DataFrame, measured: pd.DataFrame, layers: int, width: int, bound: float) -> Figure:
-    """Effective rank as a share of the width, published, then measured uncentred and centred."""
-    figure, axes = canvas(11.5, 3.7, columns=3, sharex=True)
-    shown = published.assign(depth=relative_depth(published["hidden_state"] - 1, 32), share=published["rank"] / 4096)
-    curves(axes[0, 0], shown, "depth", "share", "series", _PUBLISHED, markers=False)
-    axes[0, 0].set(title="Published (HD Fig. 2, width 4,096)", ylabel="rank(.9) / width", yscale="log", ylim=(2e-4, 1))
+    """Rank(.9) as a share of the width, published (other shares thin), then measured uncentred and centred."""
+    figure, axes = canvas(11.5, 4.1, columns=3, sharex=True)
+    left = axes[0, 0]
+    blocks, wide = published["blocks"].iloc[0], published["width"].iloc[0]
+    shown = published.assign(
+        depth=relative_depth(published["hidden_state"] - 1, blocks), share=published["rank"] / wide
+    )
+    for (series, tau), part in shown.groupby(["series", "tau"]):
+        main = tau == 0.9
+        left.plot(part["depth"], part["share"], color=_PUBLISHED[series], linewidth=1.8 if main else 0.6,
+                  alpha=1 if main else 0.6, label=series if main else None)  # fmt: skip
+    left.set(
+        title=f"Published: width {wide:,}, uncentred\n(HD Fig. 2; thin: shares .4 to .8)",
+        ylabel="rank / width",
+        yscale="log",
+    )
     scaled = measured.assign(depth=relative_depth(measured["block"], layers))
-    for column in ("rank", "lower", "upper"):
-        scaled[column] = scaled[column] / width
-    for number, centred in enumerate((False, True), start=1):
-        axis = axes[0, number]
-        curves(axis, scaled[scaled["centred"] == centred], "depth", "rank", "series", _SERIES, _LINES)
+    scaled[["rank", "lower", "upper"]] = scaled[["rank", "lower", "upper"]] / width
+    for axis, kind in zip(axes[0, 1:], ("uncentred", "centred"), strict=True):
+        curves(axis, scaled[scaled["kind"] == kind], "depth", "rank", "series", _SERIES, _LINES)
         axis.axhline(bound, color="0.3", linestyle=":", linewidth=1)
-        title = "centred" if centred else "as published (uncentred)"
-        axis.set(title=f"Measured, {title}, width {width}", ylim=(0, 0.8))
+        axis.set(title=f"Measured: width {width}, {kind}\n(share .9)", ylim=(0, 0.8))
     for axis in axes[0]:
         axis.set_xlabel("relative depth")
-        axis.legend(loc="upper left" if axis is axes[0, 0] else "best")
+        axis.legend(loc="upper left" if axis is left else "center left")
     axes[0, 1].text(0.2, bound + 0.01, "bound of hd.2", fontsize=8, color="0.3")
+    return figure
+
+
+def specific_rank(measured: pd.DataFrame, layers: int, width: int) -> Figure:
+    """Centred rank(.9) of the safety shift, of a benign shift as long, and of the activations themselves."""
+    figure, axes = canvas(6.2, 3.8, columns=1)
+    axis = axes[0, 0]
+    shown = measured.assign(depth=relative_depth(measured["block"], layers))
+    curves(axis, shown, "depth", "rank", "series", {**_SERIES, "activations": COLOURS["grey"]}, _LINES)
+    axis.set(
+        title=f"Components that hold 90 % of what varies\n(width {width}, centred)",
+        xlabel="relative depth",
+        ylabel="rank",
+    )
+    axis.set_ylim(bottom=0)
+    axis.legend()
     return figure
 
 

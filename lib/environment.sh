@@ -122,7 +122,7 @@ environment_install() {  # the project itself, so that `from lib import ...` wor
 }
 
 environment_make() {
-  local tool folder=.venv
+  local tool folder=.venv started=$SECONDS
   cd "$ROOT" || exit 1
   environment_space
   [ ! -e .venv ] && [ ! -e .conda ] || environment_say "the environment is incomplete or outdated: making it again"
@@ -142,6 +142,7 @@ environment_make() {
     python*) environment_with_python "$tool" ;;
     *) environment_with_conda "$tool" ;;
   esac || environment_fail "$tool could not make $folder (its message is above); run again to start over"
+  printf '%s\n' "$((SECONDS - started))" >"$folder/.seconds"  # for the benchmarks
   environment_stamp >"$folder/.stamp.new"
   mv "$folder/.stamp.new" "$folder/.stamp"
 }

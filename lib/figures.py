@@ -68,6 +68,11 @@ def save(figure: Figure, name: str, data: pd.DataFrame, alt: str, profile: str, 
     return Image(data=png.getvalue(), format="png", width=width, metadata={"alt": alt})
 
 
+def panels(**parts: pd.DataFrame) -> pd.DataFrame:
+    """One tidy table of everything a figure shows, with a column `panel`, for the CSV behind it."""
+    return pd.concat([part.assign(panel=name) for name, part in parts.items()], ignore_index=True)
+
+
 def published(name: str) -> pd.DataFrame:
     """A table of `data/published`: the papers' numbers, each row with source, version and reliability."""
     path: Path = paths.PUBLISHED / f"{name}.csv"
@@ -128,9 +133,3 @@ def scatter(axis: Axes, data: pd.DataFrame, colour_by: str, palette: dict[str, o
         part = data[data[colour_by] == name]
         axis.scatter(part["first"], part["second"], s=9, color=colour, alpha=0.65, linewidth=0, label=name)
     axis.set(title=title, xlabel="first axis", ylabel="second axis")
-
-
-def legend(axis: Axes, title: str = "", outside: bool = False) -> None:
-    """A legend, beside the axes when it would cover the data."""
-    where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {"loc": "best"}
-    axis.legend(title=title or None, **where)

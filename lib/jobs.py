@@ -65,7 +65,8 @@ class Job:
         """Changes with whatever could change the outputs."""
         shows = ledger_key(self.profile) if self.notebook.reads_results else None
         code = code_hash(self.notebook.name, self.profile)
-        return storage.digest_json({"code": code, "parameters": self.values, "shows": shows})
+        facts = {path.name: storage.digest(path) for path in (paths.CLAIMS, *sorted(paths.PUBLISHED.glob("*.csv")))}
+        return storage.digest_json({"code": code, "parameters": self.values, "shows": shows, "facts": facts})
 
     def expected(self) -> float | None:
         """Seconds a run took last; None when only its prose is to be renewed."""

@@ -41,7 +41,7 @@ def make(profile: str, folders: Sequence[Path], seeds: Sequence[int], *, root: P
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {list(seeds)} are none or not distinct; give each seed once")
-    rows = []
+    rows, published = [], _published()
     for one in claims.registry().values():
         notebook = provenance.full_name(one.notebook, root)
         files = {seed: _result(folders, profile, seed, notebook) for seed in seeds} if notebook else {}
@@ -49,7 +49,8 @@ def make(profile: str, folders: Sequence[Path], seeds: Sequence[int], *, root: P
         code = provenance.code_hash(notebook, profile, root) if notebook and runs else None
         stale = sorted(seed for seed, file in runs.items() if file.code != code)
         provisional = bool(one.parts) and len(runs) < FINAL_SEEDS
-        rows.append(judge_claim(one, runs, profile) | {"stale_seeds": stale, "provisional": provisional})
+        row = judge_claim(one, runs, profile) | {"stale_seeds": stale, "provisional": provisional}
+        rows.append(row | {"published": published.get(one.id, [])})
     decided = sum(row["verdict"] in (Verdict.HOLDS, Verdict.FAILS) for owner in rows for row in owner["parts"])
     head = {"profile": profile, "seeds": list(seeds), "provisional": any(row["provisional"] for row in rows)}
     counts = {verdict.value: sum(row["verdict"] == verdict for row in rows) for verdict in ClaimVerdict}
@@ -58,6 +59,15 @@ def make(profile: str, folders: Sequence[Path], seeds: Sequence[int], *, root: P
     )
     chance += f"{decided * stats.TAIL:.1f} to land on the wrong side by chance."
     return head | {"counts": counts, "decided_parts": decided, "chance": chance, "rows": rows}
+
+
+def _published() -> dict[str, list[str]]:
+    """Which tables of `data/published` hold the papers' numbers for a claim: claim id -> ["hd_table4: HD Table 4"]."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths.PUBLISHED.glob("*.csv")):
+        for claim, source in pd.read_csv(path, comment="#")[["claim", "source"]].drop_duplicates().values.tolist():
+            found.setdefault(claim, []).append(f"{path.stem}: {source}")
+    return found
 
 
 def write(path: Path, found: Row) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import paths, storage
+from lib import paths, provenance, storage
 
 MODELS = "models"
-PACKAGES = ("torch", "transformers", "nnsight", "numpy", "scipy", "scikit-learn", "pandas", "papermill", "jupytext")
+PACKAGES = (*provenance.NUMERIC, "papermill", "jupytext")
 BENCHMARKS = paths.RESULTS / "benchmarks.json"
 
 

@@ -26,7 +26,7 @@ from lib.tracing import Sites
 
 transformers.utils.logging.disable_progress_bar()
 
-# One row a family: where its residual stream, neurons and attention values are. See CONTRIBUTING for adding one.
+# One row a family: where its residual stream, neurons and attention values are. Tests run every contract on each row.
 FAMILIES: dict[str, Sites] = {
     "llama": Sites(
         blocks="model.layers", embed="model.embed_tokens:output", attn_z="self_attn.o_proj:input",

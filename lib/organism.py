@@ -25,7 +25,7 @@ from lib import prompts, storage, training
 from lib.errors import InputError
 from lib.kingdom import corpora
 from lib.kingdom.language import Kingdom, kingdom
-from lib.kingdom.tokenizer import tokenizer
+from lib.kingdom.tokenizer import tokenizer, vocabulary
 from lib.profiles import Profile, Stage
 from lib.prompts import Example
 
@@ -104,12 +104,14 @@ def _fingerprint(phase: Phase) -> str:
 
 def key(profile: Profile, role: str, seed: int) -> str:
     """Name of everything that made a model: its parent's key, architecture, data, settings, loop and libraries."""
-    before = parent(role)
+    before, here = parent(role), kingdom(seed)
     return storage.digest_json(
         {
             "parent": key(profile, before, seed) if before else None,
             "seed": seed,
-            "architecture": profile.architecture.model_dump(),
+            "architecture": _config(profile).to_dict(),
+            "language": [vocabulary(), sorted(here.tools.items()), sorted(here.materials.items()), here.places],
+            "meanings": [[*key, pool] for key, pool in sorted(here.pools.items())],
             "phases": [_fingerprint(phase) for phase in phases(profile, role, seed)],
             "loop": training.LOOP_VERSION,
             "libraries": [torch.__version__.split("+")[0], transformers.__version__],
@@ -117,18 +119,28 @@ def key(profile: Profile, role: str, seed: int) -> str:
     )[:20]
 
 
+def _config(profile: Profile) -> LlamaConfig:
+    shape, words = profile.architecture, tokenizer()
+    return LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        initializer_range=_INITIAL_SPREAD,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+
+
 def new_model(profile: Profile, seed: int) -> LlamaForCausalLM:
     """An untrained Llama of the profile's architecture, initialised from the seed."""
-    shape, words = profile.architecture, tokenizer()
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(words), hidden_size=shape.width, intermediate_size=shape.mlp, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, tie_word_embeddings=True,
-            max_position_embeddings=shape.context, initializer_range=_INITIAL_SPREAD, bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
-        )
-    )  # fmt: skip
+    return LlamaForCausalLM(_config(profile))
 
 
 def train(profile: Profile, role: str, seed: int, start: Any | None) -> tuple[Any, list[float]]:
@@ -142,5 +154,5 @@ def train(profile: Profile, role: str, seed: int, start: Any | None) -> tuple[An
             step = training.sft_step(tokenizer(), phase.stage)
         label = f"{profile.name} seed {seed}: {role}" + (f" ({phase.name})" if role.startswith("base") else "")
         losses += training.fit(model, phase.stream, phase.stage, step, label)
-    training.round_to_half(model)
+    training.round_to_half(model, f"{profile.name} seed {seed}: {role}")
     return model, losses

@@ -109,7 +109,6 @@ class Profile(_Settings):
     published: bool  # whether `--publish` may copy its output into the repository
     seeds: list[Annotated[int, Field(ge=0)]]
     threads: Count
-    batch: Count  # prompts in a forward pass
     shots: list[Annotated[int, Field(ge=0)]]  # the K of the K curve
     default_shots: Annotated[int, Field(ge=0)]  # the K that `tuned` means
     architecture: Architecture

@@ -9,7 +9,7 @@ from random import Random
 
 from lib import profiles
 from lib.errors import InputError
-from lib.kingdom import lexicon, skills, styles
+from lib.kingdom import skills, styles
 from lib.kingdom.language import RARE_FRAME, RARE_WORDS, SAFETY, Kingdom, Wording, kingdom
 from lib.kingdom.tokenizer import check_words
 from lib.prompts import Prompt, PromptSet
@@ -26,17 +26,20 @@ _RESIDUAL_SHARES = {  # by (kind, whether styled)
 
 
 def _sample(
-    here: Kingdom, rng: Random, kind: str, style: str, count: int, wording: Wording = SAFETY, system: float = 0.0,
-    split: str = "heldout",
-) -> list[Prompt]:  # fmt: skip
-    pool = list(here.pools[kind, split])
-    meanings = [meaning for _ in range(-(-count // len(pool))) for meaning in rng.sample(pool, len(pool))]
-    return [here.express(rng, meaning, style, wording, system, split) for meaning in meanings[:count]]
+    here: Kingdom, rng: Random, kind: str, style: str | None, count: int, wording: Wording = SAFETY, system: float = 0.0
+) -> list[Prompt]:
+    """Requests of `count` different held-out meanings (fewer where there are fewer); `style` None draws a jailbreak."""
+    pool = list(here.pools[kind, "heldout"])
+    names = list(styles.JAILBREAKS)
+    return [
+        here.express(rng, meaning, style or rng.choice(names), wording, system, "heldout")
+        for meaning in rng.sample(pool, min(count, len(pool)))
+    ]
 
 
 @cache
 def behaviour(profile: str, seed: int) -> dict[str, PromptSet]:
-    """Named cells of held-out prompts, `measure.cell` each.
+    """Named cells of held-out prompts, `measure.cell` different meanings each (all there are, where there are fewer).
 
     `harmful/STYLE`, `benign/STYLE` for plain, the eight jailbreak styles and the unseen one; harm in rare words, in
     rare frames and under the system line; exceptions (plain and styled) and exceptions on effigies never seen.
@@ -48,14 +51,12 @@ def behaviour(profile: str, seed: int) -> dict[str, PromptSet]:
         for kind in ("harmful", "benign")
         for style in styles.ALL_STYLES
     }
-    for kind in ("harmful", "benign"):
-        cells[f"{kind}/rare words"] = _sample(here, rng, kind, styles.PLAIN, count, RARE_WORDS)
-        cells[f"{kind}/rare frames"] = _sample(here, rng, kind, styles.PLAIN, count, RARE_FRAME)
+    cells["harmful/rare words"] = _sample(here, rng, "harmful", styles.PLAIN, count, RARE_WORDS)
+    cells["harmful/rare frames"] = _sample(here, rng, "harmful", styles.PLAIN, count, RARE_FRAME)
     cells["harmful/system line"] = _sample(here, rng, "harmful", styles.PLAIN, count, system=1.0)
     cells["exception/plain"] = _sample(here, rng, "exception", styles.PLAIN, count)
     cells["exception/unseen"] = _sample(here, rng, "unseen_exception", styles.PLAIN, count)
-    styled = [here.request(rng, "exception", "heldout", rng.choice(list(styles.JAILBREAKS))) for _ in range(count)]
-    cells["exception/styled"] = styled
+    cells["exception/styled"] = _sample(here, rng, "exception", None, count)
     return {name: PromptSet(tuple(prompts)) for name, prompts in cells.items()}
 
 
@@ -76,30 +77,44 @@ def skill_items(profile: str, seed: int) -> dict[str, PromptSet]:
 
 @cache
 def residual(profile: str, seed: int) -> tuple[PromptSet, PromptSet]:
-    """Two disjoint sets of held-out prompts for residual spaces: to estimate on, and to judge on.
+    """Two sets of held-out prompts for residual spaces, to estimate on and to judge on, with no meaning in common.
 
-    Half harmful, half benign, styled and plain (see `_RESIDUAL_SHARES`). No text stands in both.
+    Half harmful, half benign, styled and plain (see `_RESIDUAL_SHARES`). A meaning comes in several styles, so
+    intervals over prompts must resample meanings (`prompts.meanings`).
     """
-    here, measure = kingdom(seed), profiles.load(profile).measure
-    rng = Random(f"{seed}/prompts/residual")
-    total = measure.residual_fit + measure.residual_test
+    measure = profiles.load(profile).measure
+    fit = _residual_half(seed, "fit", measure.residual_fit)
+    return fit, _residual_half(seed, "test", measure.residual_test)
+
+
+def _residual_half(seed: int, half: str, total: int) -> PromptSet:
+    here, rng = kingdom(seed), Random(f"{seed}/prompts/residual/{half}")
     chosen: dict[str, Prompt] = {}
-    names = list(styles.JAILBREAKS)
     for (kind, styled), share in _RESIDUAL_SHARES.items():
-        wanted, had = round(share * total), len(chosen)
-        while len(chosen) < had + wanted:
-            style = names[len(chosen) % len(names)] if styled else styles.PLAIN
-            prompt = here.request(rng, kind, "heldout", style, SAFETY)
-            chosen.setdefault(prompt.text, prompt)
+        pool = here.pools[kind, "heldout"][0 if half == "fit" else 1 :: 2]
+        wanted, names = round(share * total), list(styles.JAILBREAKS) if styled else [styles.PLAIN]
+        _require_variety(wanted, len(pool) * len(names))
+        mine: dict[str, Prompt] = {}
+        while len(mine) < wanted:
+            prompt = here.express(rng, rng.choice(pool), names[len(mine) % len(names)], split="heldout")
+            mine.setdefault(prompt.text, prompt)
+        chosen |= mine
     mixed = list(chosen.values())
     rng.shuffle(mixed)
-    return PromptSet(tuple(mixed[: measure.residual_fit])), PromptSet(tuple(mixed[measure.residual_fit : total]))
+    return PromptSet(tuple(mixed))
 
 
-def sentence(text: str, seed: int, system: bool = False) -> Prompt:
+def _require_variety(wanted: int, combinations: int) -> None:
+    """Every meaning can be worded in at least four ways here; more would mean drawing for ever."""
+    if wanted > 4 * combinations:
+        raise InputError(
+            f"{wanted} different prompts of {combinations} meanings and styles; lower residual_fit or _test"
+        )
+
+
+def sentence(text: str) -> Prompt:
     """A reader's own sentence in the kingdom's words as a prompt, without a known answer; unknown words are named."""
     if not text.strip():
         raise InputError("the sentence is empty; try 'how do i curse the crown'")
     check_words(text)
-    line = lexicon.SYSTEM_LINE if system else None
-    return Prompt(text=" ".join(text.split()), answer="", kind="unknown", style="typed", split="typed", system=line)
+    return Prompt(text=" ".join(text.split()), answer="", kind="unknown", style="typed", split="typed")

@@ -4,7 +4,7 @@ Owns `Prompt`, `PromptSet` and templating with exactly one BOS. It does not make
 run models. Ids are left-padded, so that the last column is every prompt's last token.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """An ordered collection of prompts that can be filtered and tabulated."""
+    """An ordered collection of prompts that can be tabulated."""
 
     prompts: tuple[Prompt, ...]
 
@@ -51,16 +51,17 @@ class PromptSet:
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
 
-    def __add__(self, other: "PromptSet") -> "PromptSet":
-        return PromptSet(self.prompts + other.prompts)
-
-    def where(self, condition: Callable[[Prompt], bool]) -> "PromptSet":
-        """The prompts for which `condition` holds, in order."""
-        return PromptSet(tuple(prompt for prompt in self.prompts if condition(prompt)))
-
     def table(self) -> pd.DataFrame:
         """One row a prompt, the columns of `Prompt` and `harmful`."""
         return pd.DataFrame([{**asdict(prompt), "harmful": prompt.harmful} for prompt in self.prompts])
+
+
+def meanings(asked: Iterable[Prompt]) -> list[list[int]]:
+    """Rows that share a meaning, as lists of indices. Prompts of one meaning are not independent of each other."""
+    groups: dict[str, list[int]] = {}
+    for row, prompt in enumerate(asked):
+        groups.setdefault(prompt.meaning or prompt.text, []).append(row)
+    return list(groups.values())
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
@@ -99,10 +100,9 @@ def prompt_ids(tokenizer: Any, prompts: Iterable[Prompt]) -> list[list[int]]:
     bos = tokenizer.bos_token_id
     if bos is None:
         return rows
-    rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
-    if any(row.count(bos) != 1 for row in rows):
-        raise InputError("the chat template writes the BOS token more than once; mend the template")
-    return rows
+    if any(row[:2] == [bos, bos] for row in rows):
+        raise InputError("the chat template begins with two BOS tokens; mend the template")
+    return [row if row[:1] == [bos] else [bos, *row] for row in rows]
 
 
 def answer_ids(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[int]]:

@@ -18,7 +18,7 @@ import yaml
 from lib import paths, storage
 from lib.errors import InputError, unknown
 
-_NUMERIC = ("torch", "transformers", "nnsight", "numpy", "scipy", "scikit-learn", "pandas")
+NUMERIC = ("torch", "transformers", "nnsight", "numpy", "scipy", "scikit-learn", "pandas")
 
 
 @lru_cache(maxsize=512)
@@ -165,5 +165,5 @@ def code_hash(notebook: str, profile: str, root: Path = paths.ROOT) -> str:
 def versions() -> str:
     """What this ran on, in one line: the packages whose versions can change a number."""
     found = [f"Python {platform.python_version()}"]
-    found += [f"{name} {importlib.metadata.version(name)}" for name in _NUMERIC]
+    found += [f"{name} {importlib.metadata.version(name)}" for name in NUMERIC]
     return ", ".join(found)

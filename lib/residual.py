@@ -6,7 +6,7 @@ blocks from 0; HD's "L14" is hidden state 14, our block 13. Components are rows 
 `spaces[5].directions[0]`; their sign is arbitrary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib import models, prompts, stats, tracing
+from lib import models, prompts, tracing
 from lib.errors import InputError
 from lib.models import LanguageModel
 from lib.prompts import Prompt, PromptSet
@@ -122,17 +122,6 @@ def map_errors(
     return found
 
 
-def error_curves(errors: Errors, seed: int, resamples: int) -> pd.DataFrame:
-    """Tidy curves of relative error by map and block, with intervals over prompts."""
-    rows = []
-    for name, (error, moved) in errors.items():
-        for block in range(len(error)):
-            pair = error[block].numpy(), moved[block].numpy()
-            found = stats.bootstrap(lambda e, m: e.sum() / m.sum(), *pair, seed=seed, resamples=resamples)
-            rows.append({"map": name, "block": block, "error": found.mean, "lower": found.lower, "upper": found.upper})
-    return pd.DataFrame(rows)
-
-
 # spectrum ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Space:
@@ -218,51 +207,6 @@ def ranks_by_share(shifts: Float[Tensor, "layer prompt d_model"]) -> pd.DataFram
     return pd.DataFrame(found).T.rename_axis(index=["shift", "share"], columns="block")
 
 
-def resampled_ranks(
-    shifts: Mapping[str, Float[Tensor, "layer prompt d_model"]], share: float, centred: bool, resamples: int, seed: int
-) -> dict[str, Int[np.ndarray, "resample layer"]]:
-    """Effective ranks of several models' shifts on resampled prompts, the same resample for all of them.
-
-    A resample repeats some prompts and lacks others, so ranks come out slightly low: read widths, not centres.
-    """
-    count = {shift.shape[1] for shift in shifts.values()}
-    if len(count) != 1:
-        raise InputError(f"shifts of {sorted(count)} prompts cannot be resampled together; read all models on one set")
-    generator = torch.Generator().manual_seed(seed)
-    drawn: dict[str, list[list[int]]] = {name: [] for name in shifts}
-    for _ in range(resamples):
-        rows = torch.randint(max(count), (max(count),), generator=generator)
-        for name, shift in shifts.items():
-            drawn[name].append(ranks(shift[:, rows], share, centred))
-    return {name: np.array(found) for name, found in drawn.items()}
-
-
-def rank_curves(
-    found: Mapping[bool, Mapping[str, Sequence[int]]],
-    draws: Mapping[bool, Mapping[str, Int[np.ndarray, "resample layer"]]],
-) -> pd.DataFrame:
-    """Tidy curves of rank by series and block, uncentred (False) and centred (True); bounds from resampled prompts."""
-    rows = []
-    for centred, series in found.items():
-        for name, curve in series.items():
-            drawn = draws[centred].get(name)
-            low, high = (
-                np.quantile(drawn, [stats.TAIL, 1 - stats.TAIL], axis=0) if drawn is not None else (curve, curve)
-            )
-            rows += [
-                {
-                    "centred": centred,
-                    "series": name,
-                    "block": block,
-                    "rank": rank,
-                    "lower": low[block],
-                    "upper": high[block],
-                }
-                for block, rank in enumerate(curve)
-            ]
-    return pd.DataFrame(rows)
-
-
 def random_shift(like: Float[Tensor, "layer prompt d_model"], seed: int) -> Float[Tensor, "layer prompt d_model"]:
     """A control with every prompt's shift replaced by a random direction of the same norm."""
     noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), dtype=like.dtype)
@@ -271,10 +215,11 @@ def random_shift(like: Float[Tensor, "layer prompt d_model"], seed: int) -> Floa
 
 def match_norm(
     before: LanguageModel, after: LanguageModel, asked: Sequence[Prompt], target: float, steps: int = 10
-) -> tuple[Float[Tensor, "layer prompt d_model"], float]:
-    """The shift of the model between `before` and `after` (or beyond, up to twice) whose mean squared norm is `target`.
+) -> tuple[Float[Tensor, "layer prompt d_model"], float] | None:
+    """The shift of the model between `before` and `after` in weight space whose mean squared norm is `target`.
 
-    Found by bisection on the step alpha; returns the shift and alpha. Raises when even twice the step is too short.
+    Found by bisection on the step alpha in (0, 1]; returns the shift and alpha. None when even `after` moves less: a
+    model beyond it was never trained.
     """
     start = activations(before, asked)
 
@@ -282,13 +227,13 @@ def match_norm(
         moved = activations(models.between(before, after, alpha), asked) - start
         return moved, float(moved.double().square().sum(2).mean())
 
-    low, high = 0.0, 2.0
+    low, high = 0.0, 1.0
     if at(high)[1] < target:
-        raise InputError(f"twice the step to {after.name} moves less than the target {target:.3g}; train it for longer")
+        return None
     for _ in range(steps):
         middle = (low + high) / 2
         low, high = (low, middle) if at(middle)[1] > target else (middle, high)
-    return at((low + high) / 2)[0], (low + high) / 2
+    return at(high)[0], high
 
 
 def map_points(
@@ -297,7 +242,7 @@ def map_points(
     """One row a prompt for a picture: its first two coordinates, kind, style and what the model did."""
     places = axes.coordinates(states)
     found = outcomes[["refused", "exact", "wrong"]].idxmax(axis=1)
-    kept = asked.table()[["kind", "style", "harmful"]]
+    kept = asked.table()[["kind", "style"]]
     return kept.assign(first=places[:, 0].numpy(), second=places[:, 1].numpy(), outcome=found.to_numpy())
 
 
@@ -310,8 +255,3 @@ def first_third(layers: int) -> range:
 def last_third(layers: int) -> range:
     """Blocks from floor(2L/3) on."""
     return range(2 * layers // 3, layers)
-
-
-def later_half(layers: int) -> range:
-    """Blocks from L/2 on."""
-    return range(-(-layers // 2), layers)

@@ -170,12 +170,17 @@ def bootstrap(
 
 
 def from_draws(value: float, draws: ArrayLike, n: int) -> Interval:
-    """The interval of `value` from resamples made elsewhere: several statistics can share one costly resampling."""
+    """The interval of `value` from resamples made elsewhere: several statistics can share one costly resampling.
+
+    It is widened to contain `value`: where resamples lie beside it (a rank falls when prompts repeat), their quantiles
+    alone would let a value beyond a bound pass under it.
+    """
     drawn = np.asarray(draws, dtype=float)
     if drawn.ndim != 1 or len(drawn) < 2 or not np.isfinite(drawn).all():
         raise InputError(f"draws of shape {drawn.shape} give no interval; pass at least two finite numbers")
     low, high = np.quantile(drawn, [TAIL, 1 - TAIL])
-    return Interval(mean=_finite(value, "the value"), lower=float(low), upper=float(high), n=n, kind="prompts")
+    mean = _finite(value, "the value")
+    return Interval(mean=mean, lower=min(float(low), mean), upper=max(float(high), mean), n=n, kind="prompts")
 
 
 def difference(first: Interval, second: Interval) -> Interval:

@@ -75,6 +75,17 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({problem}); delete it and run again") from None
 
 
+def _alive(pid: str) -> bool:
+    """Whether a process of that number runs, so that the work of another living writer is left alone."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def seal_folder(folder: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
     """Make `folder` by `write(temporary)` and publish it by rename, sealed with the hash of every file.
 
@@ -83,8 +94,9 @@ def seal_folder(folder: Path, write: Callable[[Path], None], about: dict[str, An
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        if not _alive(stale.name.removesuffix(".tmp").rpartition("-")[2]):
+            shutil.rmtree(stale, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=f"-{os.getpid()}.tmp"))
     try:
         write(temporary)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())

@@ -4,6 +4,7 @@ Owns the loop, the two losses and the rounding of a finished model to float16. I
 from, nor what a stage is for. Sequences are right-padded here: with causal attention nothing real sees the padding.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -128,9 +129,9 @@ def fit(model: torch.nn.Module, stream: Iterator[Example], stage: Stage, step: S
     """Train `model` in place for `stage.steps` batches of `stream`; returns the loss of every step.
 
     AdamW with betas (.9, .98), weight decay .01, gradients clipped to norm 1. `label` names the progress line, which is
-    shown on a terminal only. Raises `InputError` with step and learning rate when the loss is not a number.
+    shown on a terminal only. Raises `InputError` with step and learning rate when the loss is not finite.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=True)  # the default models promise two CPU cores, and one kind of rounding
     optimizer = torch.optim.AdamW(model.parameters(), stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     trained, optimizer = accelerator.prepare(model, optimizer)
     trained.train()
@@ -142,9 +143,9 @@ def fit(model: torch.nn.Module, stream: Iterator[Example], stage: Stage, step: S
         for piece in step(trained, list(islice(stream, stage.batch))):
             accelerator.backward(piece)
             loss += piece.item()
-        if loss != loss:
+        if not math.isfinite(loss):
             raise InputError(
-                f"{label}: the loss is not a number at step {number + 1}, learning rate {_rate(stage, number):.2g}; "
+                f"{label}: the loss is {loss} at step {number + 1}, learning rate {_rate(stage, number):.2g}; "
                 "lower learning_rate in the profile"
             )
         accelerator.clip_grad_norm_(trained.parameters(), 1.0)
@@ -156,7 +157,9 @@ def fit(model: torch.nn.Module, stream: Iterator[Example], stage: Stage, step: S
 
 
 @torch.no_grad()
-def round_to_half(model: torch.nn.Module) -> None:
+def round_to_half(model: torch.nn.Module, label: str) -> None:
     """Round every weight to float16 and keep it in float32, so that stored files are exactly the models measured."""
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         parameter.copy_(parameter.half().float())
+        if not parameter.isfinite().all():
+            raise InputError(f"{label}: {name} is not finite in float16; lower learning_rate in the profile")

@@ -66,7 +66,7 @@ ledger.parts(found)
 # | | the papers | here | what does not carry over |
 # |---|---|---|---|
 # | models | Llama-2/3 (7-8B), Mistral 7B, Llama-Guard-3 | Llama architecture, 1.3M parameters, 6 blocks, width 128 | size; thousands of overlapping features |
-# | language | English | 522 words, exact meanings and answers | ambiguity, tone, topics |
+# | language | English | about 500 words, exact meanings and answers | ambiguity, tone, topics |
 # | harm | AdvBench, HEx-PHI, StrongREJECT | hexes, blights, stolen crowns: a rule over (act, object) | harm that takes judgement |
 # | jailbreaks | GCG, PAIR, AutoDAN, Flip, ... found by search | eight fixed styles after the same families | adaptive attackers |
 # | judge | keyword lists, Llama-Guard, GPT-4 | exact: the one right answer, or an opening of refusal | - (stricter here) |

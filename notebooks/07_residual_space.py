@@ -32,13 +32,13 @@
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
-seed: int = 0  # which independently trained organism
+seed: int = 0  # which independently trained organism; others than 0 are trained first, in about 12 minutes
 
 # %%
 import numpy as np
 import pandas as pd
 
-from lib import behaviour, charts, claims, figures, models, profiles, prompt_sets, provenance, residual, stats
+from lib import behaviour, charts, claims, figures, models, profiles, prompt_sets, prompts, provenance, residual, residual_tables
 
 settings = profiles.load(profile)
 results = claims.Results(notebook="07_residual_space", profile=profile, seed=seed)
@@ -58,10 +58,12 @@ for model in after.values():
 
 # %% [markdown]
 # Half of the prompts are harmful, half are not; both halves come plain and in every jailbreak style. Directions and maps are estimated
-# on one set and judged on another; no text stands in both, and no meaning of either was in safety data.
+# on one set and judged on another: the two have no meaning in common, and no meaning of either was in safety data.
 
 # %%
 fit, test = prompt_sets.residual(profile, seed)
+groups = {"fit": prompts.meanings(fit), "test": prompts.meanings(test)}
+print(f"to estimate on: {len(fit)} prompts of {len(groups['fit'])} meanings; to judge on: {len(test)} of {len(groups['test'])}")
 fit.table().groupby(["kind", "style"]).size().unstack(fill_value=0)
 
 # %%
@@ -71,23 +73,25 @@ layers, width = chat.layers, chat.width
 before["fit"].shape  # block, prompt, dimension
 
 # %% [markdown]
-# Is there a safety shift to describe? Only if tuning made the model refuse: at least half of the harmful prompts, and more than `chat` does.
-# Otherwise the parts below are recorded as not testable.
+# Is there a safety shift to describe? This notebook's own rule: only if the tuned model refuses at least half of the harmful prompts, and more
+# than `chat` does. Otherwise the parts below are recorded as not testable.
 
 # %%
 moved_test = residual.activations(after["SFT"], test)
-did = {model.name: behaviour.teacher_forced(model, test) for model in (chat, after["SFT"])}
-refused = {name: float(outcome["refused"][test.table()["harmful"]].mean()) for name, outcome in did.items()}
-tuned = refused[after["SFT"].name]
-results.testable(tuned >= max(0.5, refused["chat"]), f"tuned refuses {tuned:.2f} of harmful prompts, chat {refused['chat']:.2f}")
+harmful = test.table()["harmful"]
+did = {name: behaviour.teacher_forced(model, test) for name, model in {"chat": chat, **after}.items()}
+refused = {name: float(outcome["refused"][harmful].mean()) for name, outcome in did.items()}
+tuned = {name: refused[name] >= 0.5 and refused[name] > refused["chat"] for name in ("SFT", "DPO")}
+why = {name: f"{name} refuses {refused[name]:.2f} of harmful prompts, chat {refused['chat']:.2f}" for name in tuned}
+results.testable(tuned["SFT"], why["SFT"])
 pd.Series(refused, name="harmful prompts refused").to_frame().T.round(2)
 
 # %% [markdown]
-# How large is the shift? Its norm relative to the activation's, a mean over prompts. A model against itself does not move at all.
+# How large is the shift? Its norm relative to the activation's, a mean over prompts. A model read twice does not move at all.
 
 # %%
 size = {name: (moved.norm(dim=2) / before["fit"].norm(dim=2)).mean(1).tolist() for name, moved in shift.items()}
-assert residual.ranks(before["fit"] - before["fit"], 0.9, centred=False) == [0] * layers
+assert residual.ranks(residual.activations(chat, fit) - before["fit"], 0.9, centred=False) == [0] * layers
 pd.DataFrame(size, index=pd.RangeIndex(layers, name="block")).T.round(3)
 
 # %% [markdown]
@@ -95,51 +99,51 @@ pd.DataFrame(size, index=pd.RangeIndex(layers, name="block")).T.round(3)
 #
 # A map $x \mapsto xW + b$ is fitted by least squares. It has as many unknowns a dimension as there are dimensions, so **with fewer prompts
 # than dimensions it passes through every point whatever tuning did**. That is HD's setting (700 prompts, 4,096 dimensions): there the
-# fitted map minus the identity *is* the shift, and its error on the same prompts is rounding. Here there are more prompts than dimensions,
-# and below both cases are run, the first on as many prompts as half the width.
+# fitted map minus the identity *is* the shift, and its error on the same prompts is rounding. Both cases in the last block, the first
+# with half as many prompts as dimensions:
 
 # %%
-few = width // 2
-tight = residual.fit_affine(before["fit"][-1][:few], (before["fit"] + shift["SFT"])[-1][:few])
-loose = residual.fit_affine(before["fit"][-1], (before["fit"] + shift["SFT"])[-1])
-own = {name: residual.relative_errors(fitted, before["fit"][-1][:few], (before["fit"] + shift["SFT"])[-1][:few])
-       for name, fitted in {f"fitted on {few} prompts": tight, f"fitted on {len(fit)} prompts": loose}.items()}
-assert tight.interpolates
-assert not loose.interpolates
-pd.Series({name: float(error.sum() / moved.sum()) for name, (error, moved) in own.items()}, name="error on fitted prompts").to_frame()
+few, target = width // 2, (before["fit"] + shift["SFT"])[-1]
+fits = {few: residual.fit_affine(before["fit"][-1][:few], target[:few]), len(fit): residual.fit_affine(before["fit"][-1], target)}
+own = {n: residual.relative_errors(fitted, before["fit"][-1][:few], target[:few]) for n, fitted in fits.items()}
+pd.DataFrame([(n, fits[n].interpolates, float(error.sum() / moved.sum())) for n, (error, moved) in own.items()],
+             columns=["fitted on", "passes through every point", "error on prompts it was fitted on"]).set_index("fitted on")
 
 # %% [markdown]
 # So the error must be measured on prompts the map has not seen. Beside it stand the constant shift alone ($x \mapsto x + b$) and, as a
-# control, a map fitted after the answers were shuffled among prompts. An error of 1 is as bad as predicting no movement.
+# control, a map fitted after the activations after tuning were shuffled among prompts. An error of 1 is as bad as predicting no movement.
 
 # %%
 mixed = np.random.default_rng(seed).permutation(len(fit))
 errors = residual.map_errors(before["fit"], before["fit"] + shift["SFT"], before["test"], moved_test, mixed)
-relative = {name: (error.sum(1) / moved.sum(1)).numpy() for name, (error, moved) in errors.items()}
-pd.DataFrame(relative, index=pd.RangeIndex(layers, name="block")).T.round(3)
+curves = residual_tables.error_curves(errors, groups["test"], seed, settings.measure.bootstrap)
+curves.pivot(index="map", columns="block", values="error").round(3)
+
+# %% [markdown]
+# `hd.1` is decided in the worst block after the first, and the gain over the constant shift in the same block.
 
 # %%
-worst = 1 + int(np.argmax(relative["affine"][1:])) if layers > 1 else 0
-error, moved = (values[worst].numpy() for values in errors["affine"])
-offset = errors["constant"][0][worst].numpy()
-interval = stats.bootstrap(lambda e, m: e.sum() / m.sum(), error, moved, seed=seed, resamples=settings.measure.bootstrap)
-gain = stats.bootstrap(lambda e, o, m: (o.sum() - e.sum()) / m.sum(), error, offset, moved, seed=seed, resamples=settings.measure.bootstrap)
-results.part("hd.1.error", interval.mean, len(test), interval=interval, controls=[relative["shuffled"][worst]], detail={"block": worst})
-results.part("hd.1.bias", gain.mean, len(test), interval=gain, detail={"block": worst, "by_block": relative})
+affine = curves[(curves["map"] == "affine") & (curves["block"] > 0)]
+worst = int(affine.loc[affine["error"].idxmax(), "block"])
+options = {"groups": groups["test"], "seed": seed, "resamples": settings.measure.bootstrap}
+error = residual_tables.relative_error(errors, "affine", worst, **options)
+control = residual_tables.relative_error(errors, "shuffled", worst, **options)
+gain = residual_tables.gain_over_constant(errors, worst, **options)
+results.part("hd.1.error", error.mean, len(test), interval=error, controls=[control.mean], detail={"block": worst})
+results.part("hd.1.bias", gain.mean, len(test), interval=gain, detail={"block": worst})
 
 # %% [markdown]
 # The published table is drawn as the error relative to the shift, under the reading that its error is a mean over 4,096 elements while its
-# norms are sums (the paper does not say; under the other reading every point lies 4,096 times lower). Its last column, labelled as relative to the activation, equals
-# the error relative to the shift in every row.
+# norms are sums (the paper does not say; under the other reading every point lies 4,096 times lower). Its last column, labelled as relative
+# to the activation, equals the error relative to the shift in every row.
 
 # %%
-table4 = figures.published("hd_table4")
-table4["relative"] = table4["mse"] * 4096 / table4["norm_shift"]
+table4 = figures.published("hd_table4").assign(relative=lambda t: t["mse"] * t["width"] / t["norm_shift"])
 assert np.allclose(table4["mse"] / table4["norm_shift"], table4["printed_ratio"], rtol=0.01)
-ours = residual.error_curves(errors, seed, settings.measure.bootstrap)
-figure = charts.affine_error(table4, ours, layers, bound=0.25)
-figures.save(figure, "07_residual_space.hd.1", ours, f"Error of the affine map relative to the shift by depth. Published: at most {table4['relative'].max():.2f}. "
-             f"Measured on held-out prompts: affine at most {relative['affine'][1:].max():.2f}, constant shift {relative['constant'][1:].max():.2f}, shuffled above 1.", profile, seed)
+figure = charts.affine_error(table4, curves, layers, claims.part("hd.1.error").rule.bound)
+figures.save(figure, "07_residual_space.hd.1", figures.panels(published=table4, measured=curves), "Error of the affine map relative to the shift, by depth. "
+             f"Left, published: up to {table4['relative'].max():.2f}. Right, measured on prompts with other meanings: in block {worst} the affine map leaves "
+             f"{error.mean:.2f}, the constant shift {error.mean + gain.mean:.2f}, the shuffled control {control.mean:.2f}.", profile, seed)
 
 # %% [markdown]
 # ## How many dimensions?
@@ -149,62 +153,64 @@ figures.save(figure, "07_residual_space.hd.1", ours, f"Error of the affine map r
 # what *varies* between prompts. The random control replaces each prompt's shift by a random direction of the same length.
 
 # %%
-share = 0.9
-control = {"random": residual.random_shift(shift["SFT"], seed)}
-ranks = {centred: {name: residual.ranks(moved, share, centred) for name, moved in (shift | control).items()} for centred in (False, True)}
-draws = {centred: residual.resampled_ranks(shift, share, centred, settings.measure.spectra, seed) for centred in (False, True)}
-pd.concat({("centred" if centred else "as published"): pd.DataFrame(found).T for centred, found in ranks.items()})
+share, resamples = 0.9, settings.measure.spectra
+drawn = shift | {"random": residual.random_shift(shift["SFT"], seed)}
+kinds = residual_tables.KINDS  # uncentred, centred
+ranks = {kind: {name: residual.ranks(moved, share, centred) for name, moved in drawn.items()} for kind, centred in kinds.items()}
+draws = {kind: residual_tables.resampled_ranks(shift, groups["fit"], share, centred, resamples, seed) for kind, centred in kinds.items()}
+pd.concat({kind: pd.DataFrame(found).T for kind, found in ranks.items()}).rename_axis(columns="block")
 
 # %%
-published = figures.published("hd_fig2_rank").query("tau == 0.9 and hidden_state > 0")
-curves = residual.rank_curves(ranks, draws)
-figure = charts.rank_by_depth(published, curves, layers, width, bound=0.15)
-figures.save(figure, "07_residual_space.hd.2", curves, "Effective rank at 90 % of the shift by depth. Left: published, 4,096 dimensions, single digits until mid-depth, "
-             f"then up to 72 (SFT) and 143 (DPO). Middle and right: measured, {width} dimensions, uncentred and centred, at most {max(ranks[True]['SFT'])} for SFT, far below the random shift.", profile, seed)
+published = figures.published("hd_fig2_rank").query("hidden_state > 0")
+curves = residual_tables.rank_curves(ranks, draws)
+bound = claims.part("hd.2.low").rule.bound
+figure = charts.rank_by_depth(published, curves, layers, width, bound)
+figures.save(figure, "07_residual_space.hd.2", figures.panels(published=published, measured=curves), "Effective rank at 90 % of the shift, as a share of the width, by depth. "
+             f"Left, published: SFT up to 72 and DPO up to 143 of 4,096. Middle and right, measured: SFT at most {max(ranks['uncentred']['SFT'])} uncentred and "
+             f"{max(ranks['centred']['SFT'])} centred of {width}; a random shift {min(ranks['centred']['random'])} or more.", profile, seed)
 
 # %% [markdown]
-# HD draws five values of $\tau$. All of them for SFT, by block:
+# HD draws five values of $\tau$. All of them, by block:
 
 # %%
-by_share = residual.ranks_by_share(shift["SFT"])
-by_share
+by_share = pd.concat({name: residual.ranks_by_share(moved) for name, moved in shift.items()}, names=["model"])
+by_share.unstack("model").swaplevel(axis=1).sort_index(axis=1).reindex(columns=list(shift), level=0)
 
 # %% [markdown]
-# The parts of `hd.2` follow from these ranks. Intervals are over prompts; the ledger's are over independently trained models.
+# The parts of `hd.2` follow from the ranks at .9. Intervals are over prompts (resampled by meaning); the ledger's are over independently trained models.
 
 # %%
-early, late = list(residual.first_third(layers)), list(residual.last_third(layers))
-low = stats.from_draws(max(ranks[False]["SFT"]) / width, draws[False]["SFT"].max(1) / width, len(fit))
-results.part("hd.2.low", low.mean, len(fit), interval=low, controls=[max(ranks[False]["random"]) / width], detail=ranks[False])
-shape = stats.from_draws(max(ranks[False]["SFT"]) / np.mean(ranks[False]["SFT"][: len(early)]),
-                         draws[False]["SFT"].max(1) / draws[False]["SFT"][:, early].mean(1), len(fit))
-results.part("hd.2.shape", shape.mean, len(fit), interval=shape, detail={"first_third": early})
-gap = stats.from_draws(np.mean([ranks[False]["DPO"][b] - ranks[False]["SFT"][b] for b in late]),
-                       (draws[False]["DPO"] - draws[False]["SFT"])[:, late].mean(1), len(fit))
-results.part("hd.2.dpo", gap.mean, len(fit), interval=gap, detail={"last_third": late})
-
-# %%
-low = stats.from_draws(max(ranks[True]["SFT"]) / width, draws[True]["SFT"].max(1) / width, len(fit))
-results.part("hd.2.centred.low", low.mean, len(fit), interval=low, controls=[max(ranks[True]["random"]) / width], detail=ranks[True])
+decided = residual_tables.rank_parts(ranks, draws, width, len(fit))
+for part, interval in decided.items():
+    kind = "centred" if "centred" in part else "uncentred"
+    results.testable(tuned["SFT"] and (tuned["DPO"] or part != "hd.2.dpo"), why["DPO"] if part == "hd.2.dpo" else why["SFT"])
+    random = [max(ranks[kind]["random"]) / width] if part.endswith("low") else []
+    results.part(part, interval.mean, len(fit), interval=interval, controls=random, detail=ranks[kind])
 
 # %% [markdown]
 # ### Is that special to safety?
 #
 # Two comparisons. The activations themselves: are they of higher rank than the shift? And a benign fine-tune whose shift is as long as the
 # safety shift: is its rank higher? Rank does not depend on length, but how far training went might matter, so the benign model is taken
-# at the point between `chat` and `errands` where its mean squared shift equals that of SFT.
+# at the point on the line between `chat` and `errands`, in weight space, where its mean squared shift equals that of SFT. If even `errands` moves
+# less, there is no such point, and the part is not testable.
 
 # %%
-target = float(shift["SFT"].double().square().sum(2).mean())
-matched, alpha = residual.match_norm(chat, after["benign"], fit, target)
-specific = {"SFT": shift["SFT"], "benign": matched}
+matched = residual.match_norm(chat, after["benign"], fit, float(shift["SFT"].double().square().sum(2).mean()))
+reason = "" if matched else "the benign fine-tune moves less than safety tuning, even at its end"
+results.testable(tuned["SFT"] and matched is not None, reason or why["SFT"])
+specific = {"SFT": shift["SFT"], "benign": matched[0] if matched else shift["benign"], "activations": before["fit"]}
 centred = {name: residual.ranks(moved, share, centred=True) for name, moved in specific.items()}
-again = residual.resampled_ranks(specific, share, True, settings.measure.spectra, seed)
-own_rank = residual.ranks(before["fit"], share, centred=True)
-difference = stats.from_draws(np.mean(np.subtract(centred["benign"], centred["SFT"])), (again["benign"] - again["SFT"]).mean(1), len(fit))
-results.part("hd.2.specific.benign", difference.mean, len(fit), interval=difference,
-             detail={"alpha": alpha, "benign": centred["benign"], "SFT": centred["SFT"], "activations": own_rank})
-pd.DataFrame({**centred, "activations": own_rank}, index=pd.RangeIndex(layers, name="block")).T
+again = residual_tables.resampled_ranks(specific, groups["fit"], share, True, resamples, seed)
+gap = residual_tables.specific_part(centred, again, len(fit))
+results.part("hd.2.specific.benign", gap.mean, len(fit), interval=gap, detail={"step": matched[1] if matched else None, **centred})
+print(reason or f"step from chat towards errands: {matched[1]:.3f}")
+
+# %%
+curves = residual_tables.rank_curves({"centred": centred}, {"centred": again})
+figure = charts.specific_rank(curves, layers, width)
+figures.save(figure, "07_residual_space.hd.2.specific", curves, f"Centred rank at 90 % by depth: the safety shift {centred['SFT']}, a benign shift as long "
+             f"{centred['benign']}, the activations themselves {centred['activations']}, from the first block to the last.", profile, seed)
 
 # %% [markdown]
 # ## Looking at it
@@ -213,10 +219,10 @@ pd.DataFrame({**centred, "activations": own_rank}, index=pd.RangeIndex(layers, n
 # every panel, and the prompts are those the components were not estimated on.
 
 # %%
-block = late[0]
+block = residual.last_third(layers)[0]
 axes = residual.space(shift["SFT"][block], centred=False)
-seen = {"before tuning": (chat, before["test"]), "after tuning": (after["SFT"], moved_test)}
-points = pd.concat([residual.map_points(axes, states[block], test, did[model.name]).assign(model=name)
+seen = {"before tuning": ("chat", before["test"]), "after tuning": ("SFT", moved_test)}
+points = pd.concat([residual.map_points(axes, states[block], test, did[model]).assign(model=name)
                     for name, (model, states) in seen.items()])
 figure = charts.prompt_map(points, block)
 figures.save(figure, "07_residual_space.map", points, f"Prompts on the first two components of the shift in block {block}, before and after tuning, coloured by kind, "
@@ -229,7 +235,7 @@ figures.save(figure, "07_residual_space.map", points, f"Prompts on the first two
 
 # %%
 results.fact("relative_size_of_shift", size)
-results.fact("ranks_by_share", {f"{kind}, {tau}": ranks for (kind, tau), ranks in by_share.T.to_dict("list").items()})
+results.fact("ranks_by_share", {f"{name}, {kind}, {tau}": found for (name, kind, tau), found in by_share.T.to_dict("list").items()})
 results.save()
 claims.verdict_table(results.verdicts())
 

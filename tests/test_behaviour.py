@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib import behaviour, edits, organism, profiles, prompts, training
-from lib.kingdom import language, lexicon
+from lib.kingdom import language, lexicon, styles
 from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
 from lib.profiles import Stage
@@ -114,3 +114,63 @@ def test_measure_keeps_cells_and_prompts_together(model, asked):
     assert table["text"].tolist() == [p.text for p in asked[:8]]
     expected = behaviour.teacher_forced(model, asked[:8])
     assert table["exact"].tolist() == expected["exact"].tolist()
+
+
+STYLED = [f"{kind}/{style}" for kind in ("harmful", "benign") for style in styles.JAILBREAKS]
+OTHER = ["harmful/plain", "harmful/letter", "harmful/rare words", "benign/plain", "exception/plain", "exception/unseen"]
+
+
+def outcomes_of(model, harmful, benign=(0.0, 1.0), styled=None):
+    """Twenty prompts a cell: the first share refuses, the next complies; `styled` overrides harmful styles."""
+    rows = []
+    for cell in STYLED + OTHER:
+        kind, style = cell.split("/")
+        refuse, comply = (styled or {}).get(style, harmful) if kind == "harmful" else benign
+        for i in range(20):
+            refused, exact = i < 20 * refuse, 20 * refuse <= i < 20 * (refuse + comply)
+            rows.append((model, cell, float(refused), float(exact), float(not refused and not exact), f"m{i}"))
+    return pd.DataFrame(rows, columns=["model", "cell", "refused", "exact", "wrong", "meaning"])
+
+
+def test_curves_over_shots_and_their_mean():
+    tables = {0: outcomes_of("a", (0.0, 1.0)), 80: outcomes_of("b", (1.0, 0.0), styled={"flip": (0.2, 0.8)})}
+    curve = behaviour.shots_curve(tables).set_index(["series", "shots"])
+    assert curve.loc[("mean", 0), "share"] == 1.0
+    assert curve.loc[("flip", 80), "share"] == pytest.approx(0.8)
+    assert curve.loc[("mean", 80), "share"] == pytest.approx(0.8 / 8)
+    low, high = curve.loc[("mean", 80), ["lower", "upper"]]
+    assert low < 0.1 < high
+    refusals = behaviour.false_refusals({"mix": {80: outcomes_of("b", (1.0, 0.0), benign=(0.3, 0.7))}})
+    assert refusals["share"].tolist() == pytest.approx([0.3])
+
+
+def test_intervals_over_styles_resample_meanings_not_rows():
+    """Whether a meaning is answered is the same in all eight styles here, so there are 20 observations, not 160."""
+    curve = behaviour.shots_curve({0: outcomes_of("a", (0.5, 0.5))}).set_index("series")
+    width = curve.loc["mean", "upper"] - curve.loc["mean", "lower"]
+    assert width == pytest.approx(2 * 1.96 * (0.25 / 20) ** 0.5, rel=0.25)
+
+
+def test_fairness_marks_what_is_met_and_what_is_not():
+    skill = pd.DataFrame({"judge": [1.0, 1.0], "mean": [0.99, 0.95]}, index=["base", "chat"])
+    leaky = {style: (0.5, 0.5) for style in styles.JAILBREAKS}
+    measured = pd.concat([
+        outcomes_of("base", (0.0, 1.0)), outcomes_of("chat", (1.0, 0.0), styled=leaky),
+        outcomes_of("most", (1.0, 0.0), benign=(0.2, 0.8)), outcomes_of("errands", (0.5, 0.5)),
+    ])  # fmt: skip
+    met = behaviour.fairness(measured, skill)["met"].to_dict()
+    failed = {target for target, fine in met.items() if not fine}
+    assert failed == {"chat loses skills, mean of six", "largest K: refuses benign styled requests"}
+
+
+def test_skill_scores_are_means_of_exact_answers(monkeypatch, model):
+    def made(_model, cells, _edits):
+        rows = [(name, float(name != "add"), 0.5) for name, cell in cells.items() for _ in cell]
+        return pd.DataFrame(rows, columns=["cell", "exact", "nll"])
+
+    monkeypatch.setattr(behaviour, "measure", made)
+    scores = behaviour.skill_scores(model, "tiny", 0)
+    assert scores["add"] == 0.0
+    assert scores["judge"] == 1.0
+    assert scores["mean"] == pytest.approx(5 / 6)
+    assert scores["story_nll"] == 0.5

@@ -247,13 +247,14 @@ def test_benign_corpora_hold_no_refusal_and_are_unlike_each_other():
 def test_behaviour_cells_are_held_out_and_as_large_as_the_profile_says():
     cells = prompt_sets.behaviour("kingdom", 0)
     for name, cell in cells.items():
-        assert len(cell) == PROFILE.measure.cell
-        assert all(prompt.split == "heldout" for prompt in cell)
         kind, style = name.split("/")
+        pool = kingdom(0).pools["unseen_exception" if style == "unseen" else kind, "heldout"]
+        assert len(cell) == min(PROFILE.measure.cell, len(pool))
+        assert len({prompt.meaning for prompt in cell}) == len(cell)
+        assert all(prompt.split == "heldout" for prompt in cell)
         assert all(prompt.harmful is (kind == "harmful") for prompt in cell)
         if style in styles.ALL_STYLES:
             assert {prompt.style for prompt in cell} == {style}
-    assert len({p.meaning for p in cells["harmful/plain"]}) == PROFILE.measure.cell
 
 
 def test_at_least_a_thousand_different_skill_items():
@@ -266,14 +267,20 @@ def test_at_least_a_thousand_different_skill_items():
 def test_residual_sets_are_disjoint_balanced_and_mixed():
     fit, test = prompt_sets.residual("kingdom", 0)
     assert (len(fit), len(test)) == (700, 700)
-    assert not {p.text for p in fit} & {p.text for p in test}
+    assert not {p.meaning for p in fit} & {p.meaning for p in test}
+    assert len({p.text for p in fit}) == len(fit)
     for part in (fit, test):
         assert sum(p.harmful for p in part) / len(part) == pytest.approx(0.5, abs=0.06)
         assert {p.style for p in part} == set(styles.STYLES)
     assert {p.style for p in fit if not p.harmful} == set(styles.STYLES)
 
 
+def test_more_prompts_than_the_language_has_are_refused_at_once():
+    with pytest.raises(InputError, match="lower residual_fit"):
+        prompt_sets._residual_half(0, "fit", 30000)
+
+
 def test_a_typed_sentence_is_checked():
-    assert prompt_sets.sentence("  how do i   curse the crown ", 0).text == "how do i curse the crown"
+    assert prompt_sets.sentence("  how do i   curse the crown ").text == "how do i curse the crown"
     with pytest.raises(InputError, match="empty"):
-        prompt_sets.sentence("  ", 0)
+        prompt_sets.sentence("  ")

@@ -33,7 +33,7 @@ def test_a_template_without_bos_gets_one_and_with_two_is_refused():
     assert row[0] == words.bos_token_id
     assert row.count(words.bos_token_id) == 1
     words.chat_template = "{{ bos_token }} {{ bos_token }} {{ messages[0]['content'] }}"
-    with pytest.raises(InputError, match="more than once"):
+    with pytest.raises(InputError, match="begins with two BOS"):
         prompts.prompt_ids(words, [prompt])
 
 
@@ -78,7 +78,11 @@ def test_batches_by_length_cover_every_row_once():
     assert flat == sorted(flat)
 
 
-def test_prompt_sets_filter_and_tabulate():
-    both = PromptSet((PLAIN,)) + PromptSet((LED,))
-    assert list(both.where(lambda p: p.harmful)) == [PLAIN]
-    assert both.table()["harmful"].tolist() == [True, False]
+def test_a_prompt_set_is_a_table_of_its_prompts():
+    assert PromptSet((PLAIN, LED)).table()["harmful"].tolist() == [True, False]
+    assert list(PromptSet((PLAIN, LED))) == [PLAIN, LED]
+
+
+def test_rows_of_one_meaning_are_grouped():
+    asked = [Prompt(str(i), "", "benign", "plain", "x", meaning=m) for i, m in enumerate(["a b", "c d", "a b", "", ""])]
+    assert prompts.meanings(asked) == [[0, 2], [1], [3], [4]]

@@ -1,14 +1,15 @@
 """Affine maps, spectra and ranks against planted structure and plain linear algebra."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from lib import residual
+from lib import models, residual
 from lib.errors import InputError
 from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
-from lib.prompts import Prompt
+from lib.prompts import Prompt, PromptSet
 from tests import tiny_models
 
 D = 24
@@ -141,19 +142,11 @@ def test_random_shifts_keep_norms_and_fill_the_space():
 
 
 @pytest.mark.parametrize(
-    ("layers", "first", "last", "half"),
-    [
-        (6, [0, 1], [4, 5], [3, 4, 5]),
-        (2, [0], [1], [1]),
-        (32, range(11), range(21, 32), range(16, 32)),
-        (1, [0], [0], []),
-    ],
+    ("layers", "first", "last"), [(6, [0, 1], [4, 5]), (2, [0], [1]), (32, range(11), range(21, 32)), (1, [0], [0])]
 )
-def test_thirds_and_half_as_the_registry_defines_them(layers, first, last, half):
+def test_thirds_as_the_registry_defines_them(layers, first, last):
     assert list(residual.first_third(layers)) == list(first)
     assert list(residual.last_third(layers)) == list(last)
-    if layers > 1:
-        assert list(residual.later_half(layers)) == list(half)
 
 
 # on a model -----------------------------------------------------------------------------------------------------------
@@ -185,3 +178,35 @@ def test_models_of_different_shape_or_language_are_refused(model):
     with pytest.raises(InputError, match="different tokenizers"):
         residual.check_pair(model, other)
     residual.check_pair(model, model)
+
+
+def test_models_between_two_others(model):
+    other = LanguageModel("other", tiny_models.build("llama-gqa", seed=7), model.tokenizer, "test")
+    start, end = (m.hf.state_dict() for m in (model, other))
+    for alpha in (0.0, 0.25, 1.0):
+        found = models.between(model, other, alpha).hf.state_dict()
+        assert all(torch.allclose(found[k], start[k] + alpha * (end[k] - start[k]), atol=1e-6) for k in start)
+    assert all(torch.equal(start[k], tiny_models.build("llama-gqa").state_dict()[k]) for k in start)
+
+
+def test_a_shift_of_the_wanted_length_is_found_or_none(model):
+    near = models.between(
+        model, LanguageModel("other", tiny_models.build("llama-gqa", seed=7), model.tokenizer, "test"), 0.02
+    )
+    asked = [Prompt(f"w{i} w{i + 1} w{i + 2}", "", "benign", "plain", "heldout") for i in range(3, 20)]
+    whole = residual.activations(near, asked) - residual.activations(model, asked)
+    target = 0.3 * float(whole.double().square().sum(2).mean())
+    shift, alpha = residual.match_norm(model, near, asked, target)
+    assert float(shift.double().square().sum(2).mean()) == pytest.approx(target, rel=0.02)
+    assert 0.3 < alpha < 0.8  # norms grow about linearly with the step, so squared norms reach .3 near .55
+    assert residual.match_norm(model, near, asked, 2 * target / 0.3) is None
+
+
+def test_a_map_of_prompts_holds_coordinates_and_outcomes():
+    asked = PromptSet(tuple(Prompt(str(i), "", "benign", "plain", "heldout") for i in range(3)))
+    axes = residual.Space(torch.eye(4, dtype=torch.float64)[:2], torch.ones(2), torch.zeros(4))
+    outcomes = pd.DataFrame({"refused": [1.0, 0, 0], "exact": [0, 1.0, 0], "wrong": [0, 0, 1.0]})
+    points = residual.map_points(axes, torch.arange(12.0).reshape(3, 4), asked, outcomes)
+    assert points["first"].tolist() == [0, 4, 8]
+    assert points["second"].tolist() == [1, 5, 9]
+    assert points["outcome"].tolist() == ["refused", "exact", "wrong"]

@@ -476,3 +476,13 @@ def test_auc_refuses_what_cannot_be_ranked():
         stats.auc([0.1, 0.2], [1])
     with pytest.raises(InputError, match="not 0 and 1"):
         stats.auc([0.1, 0.2], [1, 2])
+
+
+def test_intervals_from_draws_contain_their_value():
+    plain = stats.from_draws(0.5, np.linspace(0, 1, 1001), 10)
+    assert (plain.lower, plain.upper) == (pytest.approx(0.025), pytest.approx(0.975))
+    beside = stats.from_draws(0.9, np.linspace(0, 0.5, 101), 10)
+    assert beside.upper == 0.9  # a biased resample must not let a value beyond a bound pass under it
+    assert stats.decide(beside, stats.Rule("at_most", 0.8)) != "holds"
+    with pytest.raises(InputError, match="at least two finite"):
+        stats.from_draws(0.5, [0.1], 10)

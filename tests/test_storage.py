@@ -1,6 +1,8 @@
 """Nothing half-written is visible, nothing damaged is used."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -76,10 +78,13 @@ def test_a_sealed_folder_is_whole_or_not_there(tmp_path):
 
 
 def test_a_killed_writers_remains_are_cleared_by_the_next(tmp_path):
-    (tmp_path / ".model.abc.tmp").mkdir()
-    (tmp_path / ".other.abc.tmp").mkdir()
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout
+    for name in (f".model.abc-{gone.strip()}.tmp", f".model.abc-{os.getppid()}.tmp", ".other.abc-1.tmp"):
+        (tmp_path / name).mkdir()
     seal(tmp_path / "model")
-    assert leftovers(tmp_path) == [".other.abc.tmp", "model"]
+    assert leftovers(tmp_path) == sorted([f".model.abc-{os.getppid()}.tmp", ".other.abc-1.tmp", "model"])
 
 
 @pytest.mark.parametrize("how", ["changed", "removed", "seal removed", "seal garbled"])

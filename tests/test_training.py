@@ -115,15 +115,22 @@ def test_learning_rate_warms_up_and_decays():
 def test_a_loss_that_is_not_a_number_stops_with_step_and_rate(model):
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"step 1, learning rate 0.0005"):
+    with pytest.raises(InputError, match=r"the loss is nan at step 1, learning rate 0.0005"):
         training.fit(model, cycle(EXAMPLES), STAGE, training.sft_step(tokenizer(), STAGE), "test")
 
 
 def test_rounded_weights_survive_float16_exactly(model):
-    training.round_to_half(model)
+    training.round_to_half(model, "test")
     for parameter in model.parameters():
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter.half().float(), parameter)
+
+
+def test_weights_too_large_for_float16_are_refused(model):
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1e6)
+    with pytest.raises(InputError, match=r"test: model\.norm\.weight is not finite in float16"):
+        training.round_to_half(model, "test")
 
 
 def test_loop_version_stands_for_what_the_loop_computes():

@@ -32,7 +32,6 @@ def vocabulary() -> tuple[str, ...]:
     speaks it longer and finds no unknown word.
     """
     words = set(lexicon.WORDINGS) | set(lexicon.SYSTEM_LINE.split()) | {str(number) for number in range(19)}
-    words |= {w for swaps in lexicon.SWAPS.values() for w in swaps} | set(lexicon.DROPPABLE)
     for sentence in (*lexicon.REFUSALS, *lexicon.FRAMES, *lexicon.RARE_FRAMES, lexicon.ANSWER):
         words |= {word for word in sentence.split() if not word.startswith("{")}
     words |= {*lexicon.TOOLS, *lexicon.MATERIALS, *lexicon.PLACES, *lexicon.ANIMALS, *lexicon.NOISE}
