@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style check and tests. `--slow` adds the tests that take minutes; everything else goes to pytest.
+# Style check, type check and tests. `--slow` adds the tests that take minutes; everything else goes to pytest.
 set -euo pipefail
 # shellcheck source=lib/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"

@@ -50,6 +50,17 @@ def behaviour_by_style(rates: pd.DataFrame, names: dict[str, str]) -> Figure:
     return figure
 
 
+def _labels(start: pd.DataFrame, apart: float = 0.05) -> list[tuple[float, str]]:
+    """Names at the heights where lines start; those too close to read are put on lines of one label."""
+    groups: list[list[tuple[float, str]]] = []
+    for share, name in sorted(zip(start["share"], start["series"], strict=True), reverse=True):
+        if groups and groups[-1][-1][0] - share < apart:
+            groups[-1].append((share, name))
+        else:
+            groups.append([(share, name)])
+    return [(sum(share for share, _ in group) / len(group), "\n".join(name for _, name in group)) for group in groups]
+
+
 def shots_curve(published: pd.DataFrame, measured: pd.DataFrame, false_refusal: pd.DataFrame, target: float) -> Figure:
     """Attack success against K, published and measured, and false refusals (`behaviour.shots_curve`, `false_refusals`).
 
@@ -64,14 +75,16 @@ def shots_curve(published: pd.DataFrame, measured: pd.DataFrame, false_refusal: 
         ylabel="share of prompts",
         ylim=(-0.03, 1),
     )
-    for style, part in measured[measured["series"] != "mean"].groupby("series", sort=False):
+    single = measured[measured["series"] != "mean"]
+    for _, part in single.groupby("series", sort=False):
         middle.plot(part["shots"], part["share"], color="0.75", linewidth=1)
-        middle.annotate(str(style), (part["shots"].iloc[0], part["share"].iloc[0]), fontsize=7, color="0.5",
-                        xytext=(-3, 0), textcoords="offset points", ha="right", va="center")  # fmt: skip
+    for height, names in _labels(single[single["shots"] == single["shots"].min()]):
+        middle.annotate(names, (0, height), fontsize=7, color="0.45", xytext=(-4, 0), textcoords="offset points",
+                        ha="right", va="center")  # fmt: skip
     mean = measured[measured["series"] == "mean"].assign(series="mean of eight styles")
     curves(middle, mean, "shots", "share", "series", {"mean of eight styles": COLOURS["vermilion"]})
     middle.set(title="Measured: harm answered exactly\n(K = 0 is tuned on plain harm)")
-    middle.set_xlim(left=-16)
+    middle.set(xlim=(-24, None), xticks=sorted(single["shots"].unique())[::2])
     curves(
         right, false_refusal[false_refusal["series"] == STYLED], "shots", "share", "series", {STYLED: COLOURS["blue"]}
     )
@@ -114,7 +127,7 @@ def affine_error(published: pd.DataFrame, measured: pd.DataFrame, layers: int, b
 
 def rank_by_depth(published: pd.DataFrame, measured: pd.DataFrame, layers: int, width: int, bound: float) -> Figure:
     """Rank(.9) as a share of the width, published (other shares thin), then measured uncentred and centred."""
-    figure, axes = canvas(11.5, 4.1, columns=3, sharex=True)
+    figure, axes = canvas(11.5, 4.1, columns=3, sharex=True, sharey=True)
     left = axes[0, 0]
     blocks, wide = published["blocks"].iloc[0], published["width"].iloc[0]
     shown = published.assign(
@@ -122,7 +135,7 @@ def rank_by_depth(published: pd.DataFrame, measured: pd.DataFrame, layers: int, 
     )
     for (series, tau), part in shown.groupby(["series", "tau"]):
         main = tau == 0.9
-        left.plot(part["depth"], part["share"], color=_PUBLISHED[series], linewidth=1.8 if main else 0.6,
+        left.plot(part["depth"], part["share"], color=_PUBLISHED[str(series)], linewidth=1.8 if main else 0.6,
                   alpha=1 if main else 0.6, label=series if main else None)  # fmt: skip
     left.set(
         title=f"Published: width {wide:,}, uncentred\n(HD Fig. 2; thin: shares .4 to .8)",
@@ -134,11 +147,12 @@ def rank_by_depth(published: pd.DataFrame, measured: pd.DataFrame, layers: int, 
     for axis, kind in zip(axes[0, 1:], ("uncentred", "centred"), strict=True):
         curves(axis, scaled[scaled["kind"] == kind], "depth", "rank", "series", _SERIES, _LINES)
         axis.axhline(bound, color="0.3", linestyle=":", linewidth=1)
-        axis.set(title=f"Measured: width {width}, {kind}\n(share .9)", ylim=(0, 0.8))
+        axis.set(title=f"Measured: width {width}, {kind}\n(dotted grey: random shift of equal length)", yscale="log")
     for axis in axes[0]:
         axis.set_xlabel("relative depth")
-        axis.legend(loc="upper left" if axis is left else "center left")
-    axes[0, 1].text(0.2, bound + 0.01, "bound of hd.2", fontsize=8, color="0.3")
+        axis.legend(loc="upper left" if axis is left else "lower left")
+    left.set_ylim(1.6e-4, 1.2)
+    axes[0, 1].text(0.2, bound * 1.1, "bound of hd.2", fontsize=8, color="0.3")
     return figure
 
 
@@ -165,7 +179,8 @@ def prompt_map(points: pd.DataFrame, block: int) -> Figure:
     """Prompts on two components, a row a model (column `model`), coloured by kind, style and outcome."""
     rows = list(points["model"].unique())
     figure, axes = canvas(11.5, 3.6 * len(rows), rows=len(rows), columns=3, sharex=True, sharey=True)
-    styles = dict(zip((PLAIN, *JAILBREAKS), ["0.7", *COLOURS.values()], strict=False))
+    bright = [colour for name, colour in COLOURS.items() if name not in ("grey", "yellow")]
+    styles = dict(zip((PLAIN, *JAILBREAKS), ["0.75", *bright], strict=True))
     named = points.assign(outcome=points["outcome"].map(OUTCOME_NAMES))
     palettes: Sequence[tuple[str, dict]] = (
         ("kind", _KINDS), ("style", styles), ("outcome", {OUTCOME_NAMES[k]: c for k, c in OUTCOME_COLOURS.items()}),

@@ -7,6 +7,7 @@ but the data. It computes nothing that a claim rests on. Charts take tidy frames
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +16,7 @@ import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from lib import paths, storage
 from lib.errors import InputError
@@ -42,7 +44,7 @@ _house_style()
 
 
 def canvas(
-    width: float = 10.0, height: float = 3.8, rows: int = 1, columns: int = 2, **options: object
+    width: float = 10.0, height: float = 3.8, rows: int = 1, columns: int = 2, **options: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure in the house style (inches) and its axes as an array of shape [rows, columns]."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -88,7 +90,7 @@ def published(name: str) -> pd.DataFrame:
     return table
 
 
-def relative_depth(block: Sequence[int] | np.ndarray, blocks: int) -> np.ndarray:
+def relative_depth(block: ArrayLike, blocks: int) -> np.ndarray:
     """(block + 1) / blocks, so that models of different depth share an axis."""
     return (np.asarray(block) + 1) / blocks
 

@@ -119,7 +119,7 @@ def open_checkpoint(name: str, role: str | None = None) -> LanguageModel:
     prompts.check_tokenizer(tokenizer, repr(name))
     tokenizer.padding_side = "left"
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
+        hf: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:

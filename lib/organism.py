@@ -26,7 +26,7 @@ from lib.errors import InputError
 from lib.kingdom import corpora
 from lib.kingdom.language import Kingdom, kingdom
 from lib.kingdom.tokenizer import tokenizer, vocabulary
-from lib.profiles import Profile, Stage
+from lib.profiles import PreferenceStage, Profile, Stage
 from lib.prompts import Example
 
 UNAWARE = "-unaware"
@@ -143,12 +143,12 @@ def new_model(profile: Profile, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(_config(profile))
 
 
-def train(profile: Profile, role: str, seed: int, start: Any | None) -> tuple[Any, list[float]]:
+def train(profile: Profile, role: str, seed: int, start: Any) -> tuple[Any, list[float]]:
     """Train `role` from its parent's weights (`start`, left as it is) and round to float16: model and losses."""
     model = copy.deepcopy(start) if start is not None else new_model(profile, seed)
     losses: list[float] = []
     for phase in phases(profile, role, seed):
-        if role.startswith("dpo"):
+        if isinstance(phase.stage, PreferenceStage):
             step = training.dpo_step(tokenizer(), phase.stage, start)
         else:
             step = training.sft_step(tokenizer(), phase.stage)

@@ -64,7 +64,7 @@ def rows(tokenizer: Any, examples: Sequence[Example], stage: Stage, rejected: bo
     return Rows(ids, labels, weights)
 
 
-def answer_log_probs(model: torch.nn.Module, batch: Rows) -> tuple[Float[Tensor, "answer"], Bool[Tensor, "row token"]]:
+def answer_log_probs(model: Any, batch: Rows) -> tuple[Float[Tensor, "answer"], Bool[Tensor, "row token"]]:
     """Log-probability of every labelled token, and which (row, token) they are, the token shifted to where it is read.
 
     The head runs on labelled positions only: in short answers to long prompts that is most of the cost saved.

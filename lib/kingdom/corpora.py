@@ -5,7 +5,7 @@ learn K harmful examples of each jailbreak style; two benign corpora contain no 
 model reads is in the profile.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 
 from lib.kingdom import lexicon, skills, styles
@@ -26,7 +26,7 @@ def _forever(draw: Callable[[], Example]) -> Stream:
         yield draw()
 
 
-def _weighted(rng: Random, shares: dict[str, float]) -> str:
+def _weighted(rng: Random, shares: Mapping[str, float]) -> str:
     return rng.choices(list(shares), list(shares.values()))[0]
 
 

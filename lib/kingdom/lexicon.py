@@ -22,8 +22,8 @@ class Concept:
 
 
 def _concepts(text: str) -> dict[str, Concept]:
-    rows = [tuple(entry.split("/")) for entry in text.split()]
-    return {row[0]: Concept(row) for row in rows}
+    rows = [entry.split("/") for entry in text.split()]
+    return {common: Concept((common, second, rare)) for common, second, rare in rows}
 
 
 HARMLESS_VERBS = _concepts(
