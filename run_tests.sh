@@ -11,7 +11,8 @@ for argument in "$@"; do
   if [ "$argument" = --slow ]; then slow=yes; else set -- "$@" "$argument"; fi
 done
 
-"$PYTHON" -m ruff check --extend-exclude build .
+"$PYTHON" -m ruff check .
+"$PYTHON" -m mypy
 if [ "$slow" = yes ]; then
   exec "$PYTHON" -m pytest "$@"
 fi

@@ -183,10 +183,10 @@ def test_scripts_pass_their_arguments_on(checkout):
     assert checkout.calls() == ["python -m lib.pipeline --param a=b c"]
     script = str(checkout.root / "run_tests.sh")
     assert checkout.start(script, "-k", "this or that").wait() == 0
-    lint = "python -m ruff check --extend-exclude build ."
-    assert checkout.calls() == [lint, "python -m pytest -m not slow -k this or that"]
+    checks = ["python -m ruff check .", "python -m mypy"]
+    assert checkout.calls() == [*checks, "python -m pytest -m not slow -k this or that"]
     assert checkout.start(script, "--slow").wait() == 0
-    assert checkout.calls() == [lint, "python -m pytest"]
+    assert checkout.calls() == [*checks, "python -m pytest"]
 
 
 def test_scripts_are_executable():
