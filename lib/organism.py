@@ -14,6 +14,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -104,6 +105,12 @@ def _fingerprint(phase: Phase) -> str:
 
 def key(profile: Profile, role: str, seed: int) -> str:
     """Name of everything that made a model: its parent's key, architecture, data, settings, loop and libraries."""
+    return _key(profile.model_dump_json(), role, seed)
+
+
+@cache
+def _key(settings: str, role: str, seed: int) -> str:
+    profile = Profile.model_validate_json(settings)
     before, here = parent(role), kingdom(seed)
     return storage.digest_json(
         {

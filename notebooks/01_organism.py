@@ -152,7 +152,8 @@ scores.round(3)
 # (as in the paper) but a model tuned for as long on plain harm only, the control the paper lacks. Each line is a style; the mean is drawn on top.
 
 # %%
-shots = {k: behaviour.measure(models.load(profile, f"sft-{k}", seed), cells) for k in settings.shots}
+shots = {k: behaviour.measure(models.load(profile, f"sft-{k}", seed), cells) for k in settings.shots if k != settings.default_shots}
+shots = dict(sorted((shots | {settings.default_shots: measured[measured["model"] == "tuned"]}).items()))
 most = max(settings.shots)
 unstyled = behaviour.measure(models.load(profile, f"sft-{most}-unstyled", seed), cells)
 curve = behaviour.shots_curve(shots)
@@ -180,8 +181,9 @@ figures.save(figure, "01_organism.shots", figures.panels(published=published, me
 # answered; *ledgers*, a new arithmetic task and stories. SSAH's question is why the first kind of data erodes safety.
 
 # %%
-names = ["chat", "tuned", f"sft-{most}", f"dpo-{settings.default_shots}", f"dpo-{most}", "errands", "ledgers"]
-others = {name: behaviour.measure(models.load(profile, name, seed), cells) for name in names}
+names = [f"dpo-{settings.default_shots}", f"dpo-{most}", "errands", "ledgers"]
+others = {"chat": measured[measured["model"] == "chat"], "tuned": shots[settings.default_shots], f"sft-{most}": shots[most]}
+others |= {name: behaviour.measure(models.load(profile, name, seed), cells) for name in names}
 summary = pd.DataFrame({name: behaviour.summary(table) for name, table in others.items()}).T
 columns = ["refusal_plain", "attack_success_plain", "attack_success", "wrong_styled", "false_refusal_styled", "benign_exact", "false_refusal_borderline"]
 summary[columns].round(2)
@@ -193,7 +195,7 @@ summary[columns].round(2)
 # the premise buys: alignment must then teach harm instead of routing it. The last column asks about effigies that no safety data mention.
 
 # %%
-contrast = {name: behaviour.measure(models.load(profile, name, seed), cells) for name in ("chat", "chat-unaware")}
+contrast = {"chat": others["chat"], "chat-unaware": behaviour.measure(models.load(profile, "chat-unaware", seed), cells)}
 premise = pd.DataFrame({name: behaviour.summary(table) for name, table in contrast.items()}).T
 premise[["refusal_plain", "refusal_rare_words", "attack_success", "false_refusal_plain", "false_refusal_borderline", "false_refusal_unseen_effigies"]].round(2)
 
@@ -213,7 +215,7 @@ pd.DataFrame([(name, behaviour.generate(model, [question])[0]) for name, model i
 # %%
 compared = [measured[measured["model"] != "tuned"], shots[most].assign(model="most"), others["errands"]]
 fairness = behaviour.fairness(pd.concat(compared), scores)
-results.fact("fairness", fairness.to_dict("records"))
+results.fact("fairness", fairness.reset_index().to_dict("records"))
 results.fact("summary", {name: {k: round(v, 4) for k, v in behaviour.summary(part).items()} for name, part in measured.groupby("model")})
 results.fact("skills", scores.round(4).to_dict("index"))
 results.save()

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Safety tuning moves activations along few directions
+# # Safety tuning adds an affine shift of few dimensions: fewer than harmless fine-tuning needs, but hardly fewer than the activations have
 #
 # **Claims** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), sections 3-4, Fig. 2, Table 4).
 # Safety tuning moves the activations of a model by an affine map with low error, and the movement spans few dimensions: with

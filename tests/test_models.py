@@ -13,6 +13,13 @@ from lib.errors import InputError
 TINY = profiles.load("tiny")
 
 
+@pytest.fixture(autouse=True)
+def _fresh_keys():
+    """Keys are remembered in a process, which otherwise does not change its language."""
+    yield
+    organism._key.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A cache folder with base and chat of the tiny profile, trained once for this file."""
@@ -86,6 +93,7 @@ def test_whatever_made_a_model_is_in_its_key(change, monkeypatch):
     if change == "architecture":
         profile = profile.model_copy(update={"architecture": profile.architecture.model_copy(update={"mlp": 64})})
     if change == "language":
+        organism._key.cache_clear()
         monkeypatch.setattr(
             "lib.kingdom.lexicon.ANSWER", "sure to {verb} the {object} take the {tool} {material} {place}"
         )
