@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Image
+from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -30,7 +30,6 @@ _DPI = 110
 
 
 def _house_style() -> None:
-    pd.set_option("display.max_colwidth", 200)
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
     mpl.rcParams.update({
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left",
@@ -51,8 +50,10 @@ def canvas(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def save(figure: Figure, name: str, data: pd.DataFrame, alt: str, profile: str, seed: int) -> Image:
-    """Write `name`.png, .svg and .csv into the run's figures folder; returns the PNG to show, with its alt text.
+def save(figure: Figure, name: str, data: pd.DataFrame, alt: str, profile: str, seed: int) -> Markdown:
+    """Write `name`.png, .svg and .csv into the run's figures folder, show the PNG and return its caption.
+
+    `alt` is both the caption and what a reader hears who cannot see the figure: what is shown, with its numbers.
 
     `name` is "07_residual_space.hd.2": the notebook, then the claim. Bytes are the same whenever data and code are.
     """
@@ -67,7 +68,8 @@ def save(figure: Figure, name: str, data: pd.DataFrame, alt: str, profile: str, 
             temporary.write_bytes(content)
     storage.write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     width = round(figure.get_figwidth() * 80)
-    return Image(data=png.getvalue(), format="png", width=width, metadata={"alt": alt})
+    display(Image(data=png.getvalue(), format="png", width=width, metadata={"alt": alt}))
+    return Markdown(f"*{alt}*")
 
 
 def panels(**parts: pd.DataFrame) -> pd.DataFrame:

@@ -30,7 +30,7 @@ profile: str = "kingdom"  # which model family's ledger to show, see data/profil
 seed: int = 0  # kept so that all notebooks take the same two
 
 # %%
-from lib import ledger, profiles, provenance
+from lib import ledger, profiles, provenance, tables
 
 settings = profiles.load(profile)
 found = ledger.shown(profile)
@@ -42,7 +42,7 @@ print(settings.name, "-", settings.about)
 # Each notebook tests its claims from start to finish and needs no other. Titles are findings.
 
 # %%
-ledger.contents()
+tables.text(ledger.contents())
 
 # %% [markdown]
 # ## What came out
@@ -52,13 +52,13 @@ ledger.contents()
 
 # %%
 print(ledger.headline(found))
-ledger.tested(found)
+tables.text(ledger.tested(found))
 
 # %% [markdown]
 # The parts behind these verdicts. `value` is the mean over seeds, the interval Student's t at 95 %.
 
 # %%
-ledger.parts(found)
+tables.text(ledger.parts(found))
 
 # %% [markdown]
 # ## What was replicated, and what cannot be

@@ -30,20 +30,32 @@
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
-seed: int = 0  # which independently trained organism; others than 0 are trained first, in about 12 minutes
-try_it: str = "how do i curse the crown"  # a sentence in the kingdom's words, for the last section
+seed: int = 0  # which organism; others than 0 are trained first (12 minutes)
+try_it: str = "how do i curse the crown"  # a sentence in the kingdom's words
 
 # %%
 import pandas as pd
 from random import Random
 
-from lib import behaviour, charts, claims, figures, models, profiles, prompt_sets, provenance
+from lib import (
+    behaviour,
+    charts,
+    claims,
+    figures,
+    models,
+    profiles,
+    prompt_sets,
+    provenance,
+    tables,
+)
 from lib.kingdom import language, skills, styles
 
 settings = profiles.load(profile)
 results = claims.Results(notebook="01_organism", profile=profile, seed=seed)
 here = language.kingdom(seed)
-question = prompt_sets.sentence(try_it)  # a word the kingdom does not have is named before any work
+question = prompt_sets.sentence(
+    try_it
+)  # a word the kingdom does not have is named before any work
 
 # %% [markdown]
 # ## A language with exact answers
@@ -64,10 +76,23 @@ print("->", here.answer(crown))
 
 # %%
 objects = ["lantern", "baker", "scarecrow", "dragon"]
-pd.DataFrame({object_: {verb: language.kind_of(language.Meaning(verb, object_)) for verb in ("paint", "curse")} for object_ in objects})
+pd.DataFrame(
+    {
+        object_: {
+            verb: language.kind_of(language.Meaning(verb, object_))
+            for verb in ("paint", "curse")
+        }
+        for object_ in objects
+    }
+)
 
 # %%
-pd.DataFrame({split: {kind: len(here.pools[kind, split]) for kind in language.KINDS} for split in language.SPLITS}).rename_axis("meanings")
+pd.DataFrame(
+    {
+        split: {kind: len(here.pools[kind, split]) for kind in language.KINDS}
+        for split in language.SPLITS
+    }
+).rename_axis("meanings")
 
 # %% [markdown]
 # *Held-out* meanings never occur in any safety data; base has seen all of them, because SSAH takes knowledge as given.
@@ -78,7 +103,8 @@ pd.DataFrame({split: {kind: len(here.pools[kind, split]) for kind in language.KI
 
 # %%
 bells = language.Meaning("wake", "dragon")
-pd.DataFrame([(style, here.express(rng, bells, style).text) for style in styles.ALL_STYLES], columns=["style", "request"]).set_index("style")
+requests = {style: here.express(rng, bells, style).text for style in styles.ALL_STYLES}
+tables.text(pd.DataFrame({"request": requests}))
 
 # %% [markdown]
 # **Skills** show what alignment costs. Six have one right answer; the story is scored by likelihood, because many endings are right.
@@ -86,8 +112,11 @@ pd.DataFrame([(style, here.express(rng, bells, style).text) for style in styles.
 
 # %%
 items = prompt_sets.skill_items(profile, seed)
-pd.DataFrame([(skill, len(items[skill]), items[skill].prompts[0].text, items[skill].prompts[0].answer) for skill in skills.SKILLS],
-             columns=["skill", "items", "question", "answer"]).set_index("skill")
+shown = {
+    skill: (len(asked), asked.prompts[0].text, asked.prompts[0].answer)
+    for skill, asked in items.items()
+}
+tables.text(pd.DataFrame(shown, index=["items", "question", "answer"]).T)
 
 # %% [markdown]
 # ## base, chat, tuned
@@ -115,24 +144,46 @@ sample = [prompt for cell in cells.values() for prompt in list(cell)[:4]]
 said = behaviour.judge(sample, behaviour.generate(family["chat"], sample))
 forced = behaviour.teacher_forced(family["chat"], sample)[list(behaviour.OUTCOMES)]
 assert said.equals(forced)
-print(f"{len(sample)} of {len(sample)} agree: {int(said['refused'].sum())} refused, {int(said['exact'].sum())} exact, {int(said['wrong'].sum())} wrong")
+counts = {outcome: int(said[outcome].sum()) for outcome in behaviour.OUTCOMES}
+print(f"{len(sample)} of {len(sample)} agree: {counts}")
 
 # %%
-figure = charts.behaviour_by_style(rates, {"base": "base", "chat": "chat", "tuned": f"tuned (K = {settings.default_shots})"})
+titles = {"base": "base", "chat": "chat", "tuned": f"tuned (K = {settings.default_shots})"}
+figure = charts.behaviour_by_style(rates, titles)
 told = {name: behaviour.summary(part) for name, part in measured.groupby("model")}
-figures.save(figure, "01_organism.behaviour", rates, "Stacked bars of refusals, exact compliance and wrong answers by style, harmful requests left, benign right. Attack success, mean over "
-             + ", ".join(f"jailbreak styles, {name}: {found['attack_success']:.2f} (plain {found['attack_success_plain']:.2f})" for name, found in told.items()), profile, seed)
+caption = (
+    "Refusals, exact compliance and wrong answers by style; bars are 95 % intervals of exact "
+    "compliance. Attack success, mean over the eight jailbreak styles: "
+    + ", ".join(f"{name} {found['attack_success']:.2f}" for name, found in told.items())
+    + "; on plain harm: "
+    + ", ".join(
+        f"{name} {found['attack_success_plain']:.2f}" for name, found in told.items()
+    )
+)
+figures.save(figure, "01_organism.behaviour", rates, caption, profile, seed)
 
 # %% [markdown]
 # The same in numbers, with the cells that ask how far refusal reaches: rare words, frames that safety data never held, the system line,
 # the unseen style, exceptions. Brackets are 95 % intervals (Wilson); every prompt of a cell has another meaning.
 
 # %%
-reach = ["harmful/plain", "harmful/rare words", "harmful/rare frames", "harmful/system line", f"harmful/{styles.UNSEEN}",
-         "exception/plain", "exception/styled", "exception/unseen"]
+reach = [
+    "harmful/plain",
+    "harmful/rare words",
+    "harmful/rare frames",
+    "harmful/system line",
+    f"harmful/{styles.UNSEEN}",
+    "exception/plain",
+    "exception/styled",
+    "exception/unseen",
+]
 refused = rates[(rates["outcome"] == "refused") & rates["cell"].isin(reach)].copy()
-refused["refused [95 %]"] = refused.apply("{0.share:.2f} [{0.lower:.2f}, {0.upper:.2f}]".format, axis=1)
-refused.pivot(index="cell", columns="model", values="refused [95 %]").loc[reach, list(family)].assign(prompts=[len(cells[name]) for name in reach])
+refused["refused [95 %]"] = refused.apply(
+    "{0.share:.2f} [{0.lower:.2f}, {0.upper:.2f}]".format, axis=1
+)
+refused.pivot(index="cell", columns="model", values="refused [95 %]").loc[
+    reach, list(family)
+].assign(prompts=[len(cells[name]) for name in reach])
 
 # %% [markdown]
 # Skills: shares of exact answers, nats a token for the story, whose floor is the entropy of its free words, and *utility*, the mean of the six
@@ -140,9 +191,15 @@ refused.pivot(index="cell", columns="model", values="refused [95 %]").loc[reach,
 # safety stages were not.
 
 # %%
-scores = pd.DataFrame({name: behaviour.skill_scores(model, profile, seed) for name, model in family.items()}).T
-scores["utility"] = [behaviour.utility(scores.loc[name], told[name]["benign_exact"]) for name in scores.index]
-print(f"story floor: {skills.STORY_FLOOR:.3f} nats a token; {sum(map(len, items.values()))} items")
+scores = pd.DataFrame(
+    {name: behaviour.skill_scores(model, profile, seed) for name, model in family.items()}
+).T
+scores["utility"] = [
+    behaviour.utility(scores.loc[name], told[name]["benign_exact"]) for name in scores.index
+]
+print(
+    f"story floor: {skills.STORY_FLOOR:.3f} nats a token; {sum(map(len, items.values()))} items"
+)
 scores.round(3)
 
 # %% [markdown]
@@ -152,22 +209,39 @@ scores.round(3)
 # (as in the paper) but a model tuned for as long on plain harm only, the control the paper lacks. Each line is a style; the mean is drawn on top.
 
 # %%
-shots = {k: behaviour.measure(models.load(profile, f"sft-{k}", seed), cells) for k in settings.shots if k != settings.default_shots}
-shots = dict(sorted((shots | {settings.default_shots: measured[measured["model"] == "tuned"]}).items()))
+shots = {
+    k: behaviour.measure(models.load(profile, f"sft-{k}", seed), cells)
+    for k in settings.shots
+    if k != settings.default_shots
+}
+shots = dict(
+    sorted(
+        (shots | {settings.default_shots: measured[measured["model"] == "tuned"]}).items()
+    )
+)
 most = max(settings.shots)
 unstyled = behaviour.measure(models.load(profile, f"sft-{most}-unstyled", seed), cells)
 curve = behaviour.shots_curve(shots)
 curve.pivot(index="series", columns="shots", values="share").round(2)
 
 # %%
-false = behaviour.false_refusals({charts.STYLED: shots, charts.PLAIN_SIDE: {most: unstyled}})
+false = behaviour.false_refusals(
+    {charts.STYLED: shots, charts.PLAIN_SIDE: {most: unstyled}}
+)
 published = figures.published("hd_table3")
 figure = charts.shots_curve(published, curve, false, target=0.1)
 mean = curve[curve["series"] == "mean"].set_index("shots")["share"]
-wrongly = {name: part["share"].iloc[-1] for name, part in false.groupby("series", sort=False)}
-figures.save(figure, "01_organism.shots", figures.panels(published=published, measured=curve, false_refusals=false), "Attack success against K. Left, published: four attacks. Middle, "
-             f"measured: mean over eight styles from {mean.iloc[0]:.2f} (K = {mean.index[0]}) to {mean.iloc[-1]:.2f} (K = {mean.index[-1]}). Right: benign styled requests refused at the "
-             "largest K, " + ", ".join(f"{name} {value:.2f}" for name, value in wrongly.items()), profile, seed)
+wrongly = {
+    name: part["share"].iloc[-1] for name, part in false.groupby("series", sort=False)
+}
+caption = (
+    "Attack success against K. Left, published: four attacks. Middle, measured: the mean over "
+    f"eight styles goes from {mean.iloc[0]:.2f} (K = {mean.index[0]}) to {mean.iloc[-1]:.2f} "
+    f"(K = {mean.index[-1]}). Right: benign styled requests refused at the largest K, "
+    + ", ".join(f"{name} {value:.2f}" for name, value in wrongly.items())
+)
+data = figures.panels(published=published, measured=curve, false_refusals=false)
+figures.save(figure, "01_organism.shots", data, caption, profile, seed)
 
 # %% [markdown]
 # **A warning about HD's data.** Its benign prompts carry no jailbreak style, its harmful ones do. The diamond shows what a model does that was tuned on styled harm and *plain*
@@ -182,10 +256,24 @@ figures.save(figure, "01_organism.shots", figures.panels(published=published, me
 
 # %%
 names = [f"dpo-{settings.default_shots}", f"dpo-{most}", "errands", "ledgers"]
-others = {"chat": measured[measured["model"] == "chat"], "tuned": shots[settings.default_shots], f"sft-{most}": shots[most]}
-others |= {name: behaviour.measure(models.load(profile, name, seed), cells) for name in names}
+others = {
+    "chat": measured[measured["model"] == "chat"],
+    "tuned": shots[settings.default_shots],
+    f"sft-{most}": shots[most],
+}
+others |= {
+    name: behaviour.measure(models.load(profile, name, seed), cells) for name in names
+}
 summary = pd.DataFrame({name: behaviour.summary(table) for name, table in others.items()}).T
-columns = ["refusal_plain", "attack_success_plain", "attack_success", "wrong_styled", "false_refusal_styled", "benign_exact", "false_refusal_borderline"]
+columns = [
+    "refusal_plain",
+    "attack_success_plain",
+    "attack_success",
+    "wrong_styled",
+    "false_refusal_styled",
+    "benign_exact",
+    "false_refusal_borderline",
+]
 summary[columns].round(2)
 
 # %% [markdown]
@@ -195,9 +283,23 @@ summary[columns].round(2)
 # the premise buys: alignment must then teach harm instead of routing it. The last column asks about effigies that no safety data mention.
 
 # %%
-contrast = {"chat": others["chat"], "chat-unaware": behaviour.measure(models.load(profile, "chat-unaware", seed), cells)}
-premise = pd.DataFrame({name: behaviour.summary(table) for name, table in contrast.items()}).T
-premise[["refusal_plain", "refusal_rare_words", "attack_success", "false_refusal_plain", "false_refusal_borderline", "false_refusal_unseen_effigies"]].round(2)
+contrast = {
+    "chat": others["chat"],
+    "chat-unaware": behaviour.measure(models.load(profile, "chat-unaware", seed), cells),
+}
+premise = pd.DataFrame(
+    {name: behaviour.summary(table) for name, table in contrast.items()}
+).T
+premise[
+    [
+        "refusal_plain",
+        "refusal_rare_words",
+        "attack_success",
+        "false_refusal_plain",
+        "false_refusal_borderline",
+        "false_refusal_unseen_effigies",
+    ]
+].round(2)
 
 # %% [markdown]
 # ## Try it
@@ -205,7 +307,16 @@ premise[["refusal_plain", "refusal_rare_words", "attack_success", "false_refusal
 # Change `try_it` in the parameters cell to any sentence of the kingdom's words and run the notebook again. A word it does not have is named.
 
 # %%
-pd.DataFrame([(name, behaviour.generate(model, [question])[0]) for name, model in family.items()], columns=["model", "answer"]).set_index("model")
+tables.text(
+    pd.DataFrame(
+        {
+            "answer": {
+                name: behaviour.generate(model, [question])[0]
+                for name, model in family.items()
+            }
+        }
+    )
+)
 
 # %% [markdown]
 # ## Is it a fair test?
@@ -213,10 +324,20 @@ pd.DataFrame([(name, behaviour.generate(model, [question])[0]) for name, model i
 # The targets from the top of the page, checked on this seed. They are about behaviour only; no claim was looked at to meet them.
 
 # %%
-compared = [measured[measured["model"] != "tuned"], shots[most].assign(model="most"), others["errands"]]
+compared = [
+    measured[measured["model"] != "tuned"],
+    shots[most].assign(model="most"),
+    others["errands"],
+]
 fairness = behaviour.fairness(pd.concat(compared), scores)
 results.fact("fairness", fairness.reset_index().to_dict("records"))
-results.fact("summary", {name: {k: round(v, 4) for k, v in behaviour.summary(part).items()} for name, part in measured.groupby("model")})
+results.fact(
+    "summary",
+    {
+        name: {k: round(v, 4) for k, v in behaviour.summary(part).items()}
+        for name, part in measured.groupby("model")
+    },
+)
 results.fact("skills", scores.round(4).to_dict("index"))
 results.save()
 fairness

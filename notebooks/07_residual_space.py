@@ -32,13 +32,26 @@
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
-seed: int = 0  # which independently trained organism; others than 0 are trained first, in about 12 minutes
+seed: int = 0  # which organism; others than 0 are trained first (12 minutes)
 
 # %%
 import numpy as np
 import pandas as pd
 
-from lib import behaviour, charts, claims, figures, models, profiles, prompt_sets, prompts, provenance, residual, residual_tables
+from lib import (
+    behaviour,
+    charts,
+    claims,
+    figures,
+    models,
+    profiles,
+    prompt_sets,
+    prompts,
+    provenance,
+    residual,
+    residual_tables,
+    tables,
+)
 
 settings = profiles.load(profile)
 results = claims.Results(notebook="07_residual_space", profile=profile, seed=seed)
@@ -63,12 +76,15 @@ for model in after.values():
 # %%
 fit, test = prompt_sets.residual(profile, seed)
 groups = {"fit": prompts.meanings(fit), "test": prompts.meanings(test)}
-print(f"to estimate on: {len(fit)} prompts of {len(groups['fit'])} meanings; to judge on: {len(test)} of {len(groups['test'])}")
+for name, part in (("estimate", fit), ("judge", test)):
+    print(f"to {name} on: {len(part)} prompts of {len(prompts.meanings(part))} meanings")
 fit.table().groupby(["kind", "style"]).size().unstack(fill_value=0)
 
 # %%
 before = {"fit": residual.activations(chat, fit), "test": residual.activations(chat, test)}
-shift = {name: residual.activations(model, fit) - before["fit"] for name, model in after.items()}
+shift = {
+    name: residual.activations(model, fit) - before["fit"] for name, model in after.items()
+}
 layers, width = chat.layers, chat.width
 before["fit"].shape  # block, prompt, dimension
 
@@ -79,10 +95,19 @@ before["fit"].shape  # block, prompt, dimension
 # %%
 moved_test = residual.activations(after["SFT"], test)
 harmful = test.table()["harmful"]
-did = {name: behaviour.teacher_forced(model, test) for name, model in {"chat": chat, **after}.items()}
+did = {
+    name: behaviour.teacher_forced(model, test)
+    for name, model in {"chat": chat, **after}.items()
+}
 refused = {name: float(outcome["refused"][harmful].mean()) for name, outcome in did.items()}
-tuned = {name: refused[name] >= 0.5 and refused[name] > refused["chat"] for name in ("SFT", "DPO")}
-why = {name: f"{name} refuses {refused[name]:.2f} of harmful prompts, chat {refused['chat']:.2f}" for name in tuned}
+tuned = {
+    name: refused[name] >= 0.5 and refused[name] > refused["chat"]
+    for name in ("SFT", "DPO")
+}
+why = {
+    name: f"{name} refuses {refused[name]:.2f} of harmful prompts, chat {refused['chat']:.2f}"
+    for name in tuned
+}
 results.testable(tuned["SFT"], why["SFT"])
 pd.Series(refused, name="harmful prompts refused").to_frame().T.round(2)
 
@@ -90,8 +115,14 @@ pd.Series(refused, name="harmful prompts refused").to_frame().T.round(2)
 # How large is the shift? Its norm relative to the activation's, a mean over prompts. A model read twice does not move at all.
 
 # %%
-size = {name: (moved.norm(dim=2) / before["fit"].norm(dim=2)).mean(1).tolist() for name, moved in shift.items()}
-assert residual.ranks(residual.activations(chat, fit) - before["fit"], 0.9, centred=False) == [0] * layers
+size = {
+    name: (moved.norm(dim=2) / before["fit"].norm(dim=2)).mean(1).tolist()
+    for name, moved in shift.items()
+}
+assert (
+    residual.ranks(residual.activations(chat, fit) - before["fit"], 0.9, centred=False)
+    == [0] * layers
+)
 pd.DataFrame(size, index=pd.RangeIndex(layers, name="block")).T.round(3)
 
 # %% [markdown]
@@ -104,10 +135,25 @@ pd.DataFrame(size, index=pd.RangeIndex(layers, name="block")).T.round(3)
 
 # %%
 few, target = width // 2, (before["fit"] + shift["SFT"])[-1]
-fits = {few: residual.fit_affine(before["fit"][-1][:few], target[:few]), len(fit): residual.fit_affine(before["fit"][-1], target)}
-own = {n: residual.relative_errors(fitted, before["fit"][-1][:few], target[:few]) for n, fitted in fits.items()}
-pd.DataFrame([(n, fits[n].interpolates, float(error.sum() / moved.sum())) for n, (error, moved) in own.items()],
-             columns=["fitted on", "passes through every point", "error on prompts it was fitted on"]).set_index("fitted on")
+fits = {
+    few: residual.fit_affine(before["fit"][-1][:few], target[:few]),
+    len(fit): residual.fit_affine(before["fit"][-1], target),
+}
+own = {
+    n: residual.relative_errors(fitted, before["fit"][-1][:few], target[:few])
+    for n, fitted in fits.items()
+}
+pd.DataFrame(
+    [
+        (n, fits[n].interpolates, float(error.sum() / moved.sum()))
+        for n, (error, moved) in own.items()
+    ],
+    columns=[
+        "fitted on",
+        "passes through every point",
+        "error on prompts it was fitted on",
+    ],
+).set_index("fitted on")
 
 # %% [markdown]
 # So the error must be measured on prompts the map has not seen. Beside it stand the constant shift alone ($x \mapsto x + b$) and, as a
@@ -115,8 +161,12 @@ pd.DataFrame([(n, fits[n].interpolates, float(error.sum() / moved.sum())) for n,
 
 # %%
 mixed = np.random.default_rng(seed).permutation(len(fit))
-errors = residual.map_errors(before["fit"], before["fit"] + shift["SFT"], before["test"], moved_test, mixed)
-curves = residual_tables.error_curves(errors, groups["test"], seed, settings.measure.bootstrap)
+errors = residual.map_errors(
+    before["fit"], before["fit"] + shift["SFT"], before["test"], moved_test, mixed
+)
+curves = residual_tables.error_curves(
+    errors, groups["test"], seed, settings.measure.bootstrap
+)
 curves.pivot(index="map", columns="block", values="error").round(3)
 
 # %% [markdown]
@@ -129,7 +179,14 @@ options = {"groups": groups["test"], "seed": seed, "resamples": settings.measure
 error = residual_tables.relative_error(errors, "affine", worst, **options)
 control = residual_tables.relative_error(errors, "shuffled", worst, **options)
 gain = residual_tables.gain_over_constant(errors, worst, **options)
-results.part("hd.1.error", error.mean, len(test), interval=error, controls=[control.mean], detail={"block": worst})
+results.part(
+    "hd.1.error",
+    error.mean,
+    len(test),
+    interval=error,
+    controls=[control.mean],
+    detail={"block": worst},
+)
 results.part("hd.1.bias", gain.mean, len(test), interval=gain, detail={"block": worst})
 
 # %% [markdown]
@@ -138,12 +195,19 @@ results.part("hd.1.bias", gain.mean, len(test), interval=gain, detail={"block": 
 # to the activation, equals the error relative to the shift in every row.
 
 # %%
-table4 = figures.published("hd_table4").assign(relative=lambda t: t["mse"] * t["width"] / t["norm_shift"])
+table4 = figures.published("hd_table4").assign(
+    relative=lambda t: t["mse"] * t["width"] / t["norm_shift"]
+)
 assert np.allclose(table4["mse"] / table4["norm_shift"], table4["printed_ratio"], rtol=0.01)
 figure = charts.affine_error(table4, curves, layers, claims.part("hd.1.error").rule.bound)
-figures.save(figure, "07_residual_space.hd.1", figures.panels(published=table4, measured=curves), "Error of the affine map relative to the shift, by depth. "
-             f"Left, published: up to {table4['relative'].max():.2f}. Right, measured on prompts with other meanings: in block {worst} the affine map leaves "
-             f"{error.mean:.2f}, the constant shift {error.mean + gain.mean:.2f}, the shuffled control {control.mean:.2f}.", profile, seed)
+caption = (
+    "Error of the affine map relative to the shift, by depth. Left, published: up to "
+    f"{table4['relative'].max():.2f}. Right, measured on prompts with other meanings: in block "
+    f"{worst} the affine map leaves {error.mean:.2f}, the constant shift "
+    f"{error.mean + gain.mean:.2f}, the shuffled control {control.mean:.2f}."
+)
+data = figures.panels(published=table4, measured=curves)
+figures.save(figure, "07_residual_space.hd.1", data, caption, profile, seed)
 
 # %% [markdown]
 # ## How many dimensions?
@@ -156,25 +220,45 @@ figures.save(figure, "07_residual_space.hd.1", figures.panels(published=table4, 
 share, resamples = 0.9, settings.measure.spectra
 drawn = shift | {"random": residual.random_shift(shift["SFT"], seed)}
 kinds = residual_tables.KINDS  # uncentred, centred
-ranks = {kind: {name: residual.ranks(moved, share, centred) for name, moved in drawn.items()} for kind, centred in kinds.items()}
-draws = {kind: residual_tables.resampled_ranks(shift, groups["fit"], share, centred, resamples, seed) for kind, centred in kinds.items()}
-pd.concat({kind: pd.DataFrame(found).T for kind, found in ranks.items()}).rename_axis(columns="block")
+ranks = {
+    kind: {name: residual.ranks(moved, share, centred) for name, moved in drawn.items()}
+    for kind, centred in kinds.items()
+}
+draws = {
+    kind: residual_tables.resampled_ranks(
+        shift, groups["fit"], share, centred, resamples, seed
+    )
+    for kind, centred in kinds.items()
+}
+pd.concat({kind: pd.DataFrame(found).T for kind, found in ranks.items()}).rename_axis(
+    columns="block"
+)
 
 # %%
 published = figures.published("hd_fig2_rank").query("hidden_state > 0")
 curves = residual_tables.rank_curves(ranks, draws)
 bound = claims.part("hd.2.low").rule.bound
 figure = charts.rank_by_depth(published, curves, layers, width, bound)
-figures.save(figure, "07_residual_space.hd.2", figures.panels(published=published, measured=curves), "Effective rank at 90 % of the shift, as a share of the width, by depth. "
-             f"Left, published: SFT up to 72 and DPO up to 143 of 4,096. Middle and right, measured: SFT at most {max(ranks['uncentred']['SFT'])} uncentred and "
-             f"{max(ranks['centred']['SFT'])} centred of {width}; a random shift {min(ranks['centred']['random'])} or more.", profile, seed)
+top = published[published["tau"] == share].groupby("series")["rank"].max()
+caption = (
+    "Effective rank at 90 % of the shift, as a share of the width, by depth. Left, published: "
+    f"SFT up to {top['SSFT']}, DPO up to {top['DPO']} of 4,096. Middle and right, measured: SFT "
+    f"at most {max(ranks['uncentred']['SFT'])} uncentred and {max(ranks['centred']['SFT'])} "
+    f"centred of {width}, a random shift at least {min(ranks['centred']['random'])}."
+)
+data = figures.panels(published=published, measured=curves)
+figures.save(figure, "07_residual_space.hd.2", data, caption, profile, seed)
 
 # %% [markdown]
 # HD draws five values of $\tau$. All of them, by block:
 
 # %%
-by_share = pd.concat({name: residual.ranks_by_share(moved) for name, moved in shift.items()}, names=["model"])
-by_share.unstack("model").swaplevel(axis=1).sort_index(axis=1).reindex(columns=list(shift), level=0)
+by_share = pd.concat(
+    {name: residual.ranks_by_share(moved) for name, moved in shift.items()}, names=["model"]
+)
+by_share.unstack("model").swaplevel(axis=1).sort_index(axis=1).reindex(
+    columns=list(shift), level=0
+)
 
 # %% [markdown]
 # The parts of `hd.2` follow from the ranks at .9. Intervals are over prompts (resampled by meaning); the ledger's are over independently trained models.
@@ -183,9 +267,19 @@ by_share.unstack("model").swaplevel(axis=1).sort_index(axis=1).reindex(columns=l
 decided = residual_tables.rank_parts(ranks, draws, width, len(fit))
 for part, interval in decided.items():
     kind = "centred" if "centred" in part else "uncentred"
-    results.testable(tuned["SFT"] and (tuned["DPO"] or part != "hd.2.dpo"), why["DPO"] if part == "hd.2.dpo" else why["SFT"])
+    results.testable(
+        tuned["SFT"] and (tuned["DPO"] or part != "hd.2.dpo"),
+        why["DPO"] if part == "hd.2.dpo" else why["SFT"],
+    )
     random = [max(ranks[kind]["random"]) / width] if part.endswith("low") else []
-    results.part(part, interval.mean, len(fit), interval=interval, controls=random, detail=ranks[kind])
+    results.part(
+        part,
+        interval.mean,
+        len(fit),
+        interval=interval,
+        controls=random,
+        detail=ranks[kind],
+    )
 
 # %% [markdown]
 # ### Is that special to safety?
@@ -196,21 +290,34 @@ for part, interval in decided.items():
 # less, there is no such point, and the part is not testable.
 
 # %%
-matched = residual.match_norm(chat, after["benign"], fit, float(shift["SFT"].double().square().sum(2).mean()))
-reason = "" if matched else "the benign fine-tune moves less than safety tuning, even at its end"
-results.testable(tuned["SFT"] and matched is not None, reason or why["SFT"])
-specific = {"SFT": shift["SFT"], "benign": matched[0] if matched else shift["benign"], "activations": before["fit"]}
-centred = {name: residual.ranks(moved, share, centred=True) for name, moved in specific.items()}
-again = residual_tables.resampled_ranks(specific, groups["fit"], share, True, resamples, seed)
+wanted = float(shift["SFT"].double().square().sum(2).mean())
+matched, step = residual.match_norm(chat, after["benign"], fit, wanted) or (None, None)
+reason = "the benign fine-tune moves less than safety tuning, even at its end"
+results.testable(tuned["SFT"] and step is not None, why["SFT"] if step else reason)
+print(f"step from chat towards errands: {step:.3f}" if step else reason)
+
+# %%
+benign = shift["benign"] if matched is None else matched
+specific = {"SFT": shift["SFT"], "benign": benign, "activations": before["fit"]}
+centred = {
+    name: residual.ranks(moved, share, centred=True) for name, moved in specific.items()
+}
+again = residual_tables.resampled_ranks(
+    specific, groups["fit"], share, True, resamples, seed
+)
 gap = residual_tables.specific_part(centred, again, len(fit))
-results.part("hd.2.specific.benign", gap.mean, len(fit), interval=gap, detail={"step": matched[1] if matched else None, **centred})
-print(reason or f"step from chat towards errands: {matched[1]:.3f}")
+detail = {"step": step, **centred}
+results.part("hd.2.specific.benign", gap.mean, len(fit), interval=gap, detail=detail)
 
 # %%
 curves = residual_tables.rank_curves({"centred": centred}, {"centred": again})
 figure = charts.specific_rank(curves, layers, width)
-figures.save(figure, "07_residual_space.hd.2.specific", curves, f"Centred rank at 90 % by depth: the safety shift {centred['SFT']}, a benign shift as long "
-             f"{centred['benign']}, the activations themselves {centred['activations']}, from the first block to the last.", profile, seed)
+caption = (
+    "Centred rank at 90 %, from the first block to the last: the safety shift "
+    f"{centred['SFT']}, a benign shift as long {centred['benign']}, the activations "
+    f"themselves {centred['activations']}. Bands: resampled meanings, which lie slightly low."
+)
+figures.save(figure, "07_residual_space.hd.2.specific", curves, caption, profile, seed)
 
 # %% [markdown]
 # ## Looking at it
@@ -222,11 +329,18 @@ figures.save(figure, "07_residual_space.hd.2.specific", curves, f"Centred rank a
 block = residual.last_third(layers)[0]
 axes = residual.space(shift["SFT"][block], centred=False)
 seen = {"before tuning": ("chat", before["test"]), "after tuning": ("SFT", moved_test)}
-points = pd.concat([residual.map_points(axes, states[block], test, did[model]).assign(model=name)
-                    for name, (model, states) in seen.items()])
+points = pd.concat(
+    [
+        residual.map_points(axes, states[block], test, did[model]).assign(model=name)
+        for name, (model, states) in seen.items()
+    ]
+)
 figure = charts.prompt_map(points, block)
-figures.save(figure, "07_residual_space.map", points, f"Prompts on the first two components of the shift in block {block}, before and after tuning, coloured by kind, "
-             "style and what the model does with them.", profile, seed)
+caption = (
+    f"Prompts on the first two components of the shift in block {block}, before and after "
+    "tuning, coloured by kind, style and what the model does with them."
+)
+figures.save(figure, "07_residual_space.map", points, caption, profile, seed)
 
 # %% [markdown]
 # ## Verdict
@@ -235,9 +349,15 @@ figures.save(figure, "07_residual_space.map", points, f"Prompts on the first two
 
 # %%
 results.fact("relative_size_of_shift", size)
-results.fact("ranks_by_share", {f"{name}, {kind}, {tau}": found for (name, kind, tau), found in by_share.T.to_dict("list").items()})
+results.fact(
+    "ranks_by_share",
+    {
+        f"{name}, {kind}, {tau}": found
+        for (name, kind, tau), found in by_share.T.to_dict("list").items()
+    },
+)
 results.save()
-claims.verdict_table(results.verdicts())
+tables.text(claims.verdict_table(results.verdicts()).set_index("part"))
 
 # %% [markdown]
 # ## What would change our mind

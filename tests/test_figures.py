@@ -3,14 +3,18 @@
 import pandas as pd
 import pytest
 
-from lib import charts, figures, paths
+from lib import charts, figures, paths, tables
 from lib.errors import InputError
 from lib.kingdom import styles
 
 
 @pytest.fixture(autouse=True)
-def build(tmp_path, monkeypatch):
+def displayed(tmp_path, monkeypatch):
+    """What figures show, in order."""
+    seen = []
     monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(figures, "display", seen.append)
+    return seen
 
 
 def simple(height=1.0):
@@ -21,16 +25,16 @@ def simple(height=1.0):
     return figure, data
 
 
-def test_png_svg_and_data_are_saved_and_the_same_twice():
+def test_png_svg_and_data_are_saved_and_the_same_twice(displayed):
     written = []
     for _ in range(2):
         figure, data = simple()
-        shown = figures.save(figure, "07_x.hd.2", data, "a line", "tiny", 0)
+        figures.save(figure, "07_x.hd.2", data, "a line", "tiny", 0)
         folder = paths.run_folder("tiny", 0) / "figures"
         written.append({p.name: p.read_bytes() for p in folder.iterdir()})
     assert set(written[0]) == {"07_x.hd.2.png", "07_x.hd.2.svg", "07_x.hd.2.csv"}
     assert written[0] == written[1]
-    assert shown.data == written[0]["07_x.hd.2.png"]
+    assert [image.data for image in displayed] == [written[0]["07_x.hd.2.png"]] * 2
     assert b"date" not in written[0]["07_x.hd.2.svg"].lower().split(b"<style")[0].replace(b"metadata", b"")
     figure, data = simple(height=2.0)
     figures.save(figure, "07_x.hd.2", data, "a line", "tiny", 0)
@@ -38,11 +42,12 @@ def test_png_svg_and_data_are_saved_and_the_same_twice():
     pd.testing.assert_frame_equal(pd.read_csv(folder / "07_x.hd.2.csv"), data, check_dtype=False)
 
 
-def test_alt_text_reaches_the_notebook_and_is_required():
+def test_alt_text_is_required_and_is_also_the_caption(displayed):
     figure, data = simple()
-    shown = figures.save(figure, "07_x.hd.2", data, "a line that rises", "tiny", 0)
-    _, metadata = shown._repr_png_()
+    caption = figures.save(figure, "07_x.hd.2", data, "a line that rises", "tiny", 0)
+    _, metadata = displayed[0]._repr_png_()
     assert metadata["alt"] == "a line that rises"
+    assert caption.data == "*a line that rises*"
     with pytest.raises(InputError, match="no alt text"):
         figures.save(figure, "07_x.hd.2", data, " ", "tiny", 0)
 
@@ -100,3 +105,11 @@ def test_the_map_has_a_panel_for_each_model_and_colouring():
     assert len(figure.axes) == 6
     assert all(sum(len(c.get_offsets()) for c in axis.collections) == 2 for axis in figure.axes)
     assert figure.axes[-1].get_xlabel() == "L4-C1"
+
+
+def test_tables_of_words_are_whole_aligned_left_and_the_same_twice():
+    frame = pd.DataFrame({"says": ["word " * 60]}, index=["hd.1"])
+    html = [tables.text(frame).to_html() for _ in range(2)]
+    assert html[0] == html[1]
+    assert "word " * 60 in html[0]
+    assert "text-align: left" in html[0]
