@@ -21,11 +21,13 @@ from lib.figures import (
 )
 from lib.kingdom.styles import JAILBREAKS, PLAIN, UNSEEN
 
-_SERIES = {"SFT": COLOURS["blue"], "DPO": COLOURS["orange"], "benign": COLOURS["green"], "random": COLOURS["grey"]}
-_LINES = {"random": ":", "shuffled": ":", "benign": "--"}
+_SERIES = {
+    "SFT": COLOURS["blue"], "DPO": COLOURS["orange"], "errands": COLOURS["green"], "random": COLOURS["grey"],
+    "errands, equally long": COLOURS["green"], "ledgers": COLOURS["brown"], "activations": COLOURS["grey"],
+}  # fmt: skip
+_LINES = {"random": ":", "shuffled": ":", "errands": "--", "errands, equally long": "--", "ledgers": "--"}
 _EDGE = 1.3
 STYLED, PLAIN_SIDE = "tuned with benign styles", "tuned without, as in HD"
-_PUBLISHED = {"SSFT": COLOURS["blue"], "DPO": COLOURS["orange"]}
 
 
 # 01 ------------------------------------------------------------------------------------------------------------------
@@ -97,6 +99,7 @@ def shots_curve(published: pd.DataFrame, measured: pd.DataFrame, false_refusal: 
         axis.set_xlabel("K, harmful examples of each style")
     for axis in (middle, right):
         axis.axhline(target, **CONTROL)
+        axis.text(axis.get_xlim()[1], target + 0.01, f"target {target:g}", fontsize=8, color="0.3", ha="right")
     return figure
 
 
@@ -108,7 +111,7 @@ def affine_error(published: pd.DataFrame, measured: pd.DataFrame, layers: int, b
     depth = relative_depth(published["hidden_state"] - 1, published["blocks"].iloc[0])
     left.plot(depth, published["relative"], "o-", color=COLOURS["blue"])
     left.set(
-        title="Published: affine map\n(HD Table 4, 8B; see text)",
+        title="Published: affine map (HD Table 4, 8B; if\nits MSE is a mean over 4,096 elements)",
         ylabel="squared error / squared shift",
         ylim=(0, _EDGE),
     )
@@ -121,7 +124,7 @@ def affine_error(published: pd.DataFrame, measured: pd.DataFrame, layers: int, b
     for axis in axes[0]:
         axis.axhline(bound, color="0.3", linestyle=":", linewidth=1)
         axis.set_xlabel("relative depth")
-    left.text(0.02, bound + 0.02, "bound of hd.1", fontsize=8, color="0.3")
+    left.text(0.02, bound + 0.02, f"bar: {bound:.0%} of the shift", fontsize=8, color="0.3")
     return figure
 
 
@@ -133,9 +136,10 @@ def rank_by_depth(published: pd.DataFrame, measured: pd.DataFrame, layers: int, 
     shown = published.assign(
         depth=relative_depth(published["hidden_state"] - 1, blocks), share=published["rank"] / wide
     )
+    shown["series"] = shown["series"].replace("SSFT", "SFT")
     for (series, tau), part in shown.groupby(["series", "tau"]):
         main = tau == 0.9
-        left.plot(part["depth"], part["share"], color=_PUBLISHED[str(series)], linewidth=1.8 if main else 0.6,
+        left.plot(part["depth"], part["share"], color=_SERIES[str(series)], linewidth=1.8 if main else 0.6,
                   alpha=1 if main else 0.6, label=series if main else None)  # fmt: skip
     left.set(
         title=f"Published: width {wide:,}, uncentred\n(HD Fig. 2; thin: shares .4 to .8)",
@@ -143,6 +147,7 @@ def rank_by_depth(published: pd.DataFrame, measured: pd.DataFrame, layers: int, 
         yscale="log",
     )
     scaled = measured.assign(depth=relative_depth(measured["block"], layers))
+    scaled["series"] = scaled["series"].replace("benign", "errands")
     scaled[["rank", "lower", "upper"]] = scaled[["rank", "lower", "upper"]] / width
     for axis, kind in zip(axes[0, 1:], ("uncentred", "centred"), strict=True):
         curves(axis, scaled[scaled["kind"] == kind], "depth", "rank", "series", _SERIES, _LINES)
@@ -152,7 +157,7 @@ def rank_by_depth(published: pd.DataFrame, measured: pd.DataFrame, layers: int, 
         axis.set_xlabel("relative depth")
         axis.legend(loc="upper left" if axis is left else "lower left")
     left.set_ylim(1.6e-4, 1.2)
-    axes[0, 1].text(0.2, bound * 1.1, "bound of hd.2", fontsize=8, color="0.3")
+    axes[0, 1].text(0.2, bound * 1.1, f"bar: {bound:.0%} of the width", fontsize=8, color="0.3")
     return figure
 
 
@@ -161,9 +166,10 @@ def specific_rank(measured: pd.DataFrame, layers: int, width: int) -> Figure:
     figure, axes = canvas(6.2, 3.8, columns=1)
     axis = axes[0, 0]
     shown = measured.assign(depth=relative_depth(measured["block"], layers))
-    curves(axis, shown, "depth", "rank", "series", {**_SERIES, "activations": COLOURS["grey"]}, _LINES)
+    shown["series"] = shown["series"].replace("benign", "errands, equally long")
+    curves(axis, shown, "depth", "rank", "series", _SERIES, _LINES)
     axis.set(
-        title=f"Components that hold 90 % of what varies\n(width {width}, centred)",
+        title=f"Components that hold 90 % of the variation\nof shifts and activations (width {width})",
         xlabel="relative depth",
         ylabel="rank",
     )
@@ -172,7 +178,7 @@ def specific_rank(measured: pd.DataFrame, layers: int, width: int) -> Figure:
     return figure
 
 
-_KINDS = {"harmful": COLOURS["vermilion"], "benign": COLOURS["blue"], "exception": COLOURS["green"]}
+_KINDS = {"harmful": COLOURS["purple"], "benign": COLOURS["sky"], "exception": COLOURS["green"]}
 
 
 def prompt_map(points: pd.DataFrame, block: int) -> Figure:

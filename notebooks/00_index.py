@@ -12,14 +12,14 @@
 # ---
 
 # %% [markdown]
-# # Why do aligned models refuse? Two papers, their claims, and what happens when each is rerun
+# # Why do aligned models refuse? The claims of two papers, and what happens when they are rerun
 #
 # **Anatomy of Refusal** is a runnable companion to *Superficial Safety Alignment Hypothesis* (SSAH, Li & Kim, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862))
 # and *The Hidden Dimensions of LLM Alignment* (HD, Pan et al., ICML 2025, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)). As far as could be read, SSAH has released no code,
 # HD's does not run as shipped and asks for about 600 GB of GPU memory, and neither reports seeds or intervals.
 #
 # **It is a conceptual replication on small models trained here. No real checkpoint was run.** A claim that holds or fails on these pages holds or fails *on
-# these models*, where everything about the data is known and every effect has its random control. It is evidence about the kind of mechanism, not about Llama.
+# these models*, where everything about the data is known. How many claims have been rerun so far stands below. It is evidence about the kind of mechanism, not about Llama.
 #
 # **SSAH** says alignment is shallow: it teaches a model a yes-or-no decision, carried by few units, and those can be found, frozen, or lost in harmless fine-tuning.
 # **HD** says it is many-sided: tuning adds several directions to the activations, one dominant that predicts refusal, others that carry features such as role-play,
@@ -84,7 +84,7 @@ tables.text(ledger.parts(found))
 # | K | harmful examples of each style in safety tuning |
 # | block | a transformer layer, counted from 0; HD's "L14" is hidden state 14, which is block 13 |
 # | shift | activations after tuning minus before, at the last token of the prompt |
-# | component `L4-C1` | first right singular vector of the shift in block 4; its sign is arbitrary |
+# | component `L4-C1` | the unit direction along which the (uncentred) shifts in block 4 are longest, its first right singular vector; the sign is arbitrary |
 # | effective rank $k(\tau)$ | fewest components that hold a share $\tau$ of the shift's squared length |
 # | unit | an MLP neuron or an attention channel |
 # | seed | an independently trained family: own answer tables, splits, initialisation and data order |

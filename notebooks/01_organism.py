@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Models small enough to retrain in minutes refuse harm, leak by jailbreak style, and can be tuned not to
+# # Models small enough to retrain in minutes refuse plain harm, leak by jailbreak style, and leak far less after tuning
 #
 # **What this is.** Two papers ask why aligned language models refuse: *Superficial Safety Alignment Hypothesis*
 # (SSAH, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862)) and *The Hidden Dimensions of LLM Alignment* (HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)).
@@ -21,7 +21,7 @@
 # a `chat` aligned from it, and models `tuned` to refuse jailbreaks.
 #
 # **What they must do to be a fair test**, set before any claim was measured: base complies with at least .98 of everything and, when asked, can tell harm (.95);
-# chat refuses at least .95 of plain harm, refuses benign requests at most .05, keeps its skills within .02 and is
+# chat refuses at least .95 of plain harm, refuses benign requests and exceptions at most .05, keeps its skills within .02 and is
 # jailbroken by style in .4-.7 of cases; tuning with K = 80 examples of each style brings that to at most .1, with at most .1 false refusals.
 # Shares of data, coverage and learning rates were chosen on seeds 5 and 6 by these measures alone; what you see is another seed.
 #
@@ -245,13 +245,14 @@ figures.save(figure, "01_organism.shots", data, caption, profile, seed)
 
 # %% [markdown]
 # **A warning about HD's data.** Its benign prompts carry no jailbreak style, its harmful ones do. The diamond shows what a model does that was tuned on styled harm and *plain*
-# benign requests: the further it stands above the line, the more of what it learned is to detect the style. All other models here see styles on both sides.
+# benign requests. Above the blue line at the same K, it refuses more *harmless* requests in these styles, as expected of a model that partly learned to
+# detect the style. All other models here see styles on both sides.
 # The published row of a fifth attack (ReNeLLM) is left out: the paper prints another metric in it.
 
 # %% [markdown]
 # ## DPO, and fine-tuning on harmless data
 #
-# Preference tuning (DPO) from the same prompts, with a likelihood term, without which a model this small forgets the language. And two benign corpora without a single refusal: *errands*, ordinary requests
+# Preference tuning (DPO) from the same prompts, with a likelihood term (in trials not shown here, a model this small forgot the language without it). And two benign corpora without a single refusal: *errands*, ordinary requests
 # answered; *ledgers*, a new arithmetic task and stories. SSAH's question is why the first kind of data erodes safety.
 
 # %%
@@ -321,7 +322,8 @@ tables.text(
 # %% [markdown]
 # ## Is it a fair test?
 #
-# The targets from the top of the page, checked on this seed. They are about behaviour only; no claim was looked at to meet them.
+# The targets from the top of the page and two more (attacks work sometimes in at least half of the styles; errands lower refusal), checked on this seed.
+# They are about behaviour only; no claim was looked at to meet them.
 
 # %%
 compared = [
@@ -349,8 +351,8 @@ fairness
 #   *how* attackers get through cannot be tested on these styles, a claim about what tuning against them does can.
 # - **Harm is one rule.** It can be inferred from the class of a word. Real harm cannot, and real models may need more directions to hold it.
 # - **Refusal has four sentences.** Judging is exact for that reason; nothing here says how a model words a refusal in its own words.
-# - **Depth of routing differs by seed** under one recipe: how often refusal reaches rare words and effigies nobody mentioned (table above) is a property of the
-#   trained model, not of the recipe. Claims are therefore decided over several seeds.
+# - **How far refusal reaches differs by seed** under one recipe (rare words, the unseen style, effigies nobody mentioned): run this page with another seed to see it. Claims
+#   are therefore decided over several seeds.
 # - **Seeds 5 and 6 chose the recipe** (shares of data, coverage, learning rates), by behaviour only. If another recipe met the targets and turned a verdict round, the
 #   verdict would be about the recipe.
 

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Safety tuning adds an affine shift of few dimensions: fewer than harmless fine-tuning needs, but hardly fewer than the activations have
+# # The shift of safety tuning is close to affine and spans few dimensions here, and so do the activations themselves
 #
 # **Claims** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), sections 3-4, Fig. 2, Table 4).
 # Safety tuning moves the activations of a model by an affine map with low error, and the movement spans few dimensions: with
@@ -25,10 +25,11 @@
 # | the same, DPO | rising, 139 at layer 32 |
 #
 # **We measure** the same on a 1.3M-parameter model trained here, `chat` before and `tuned` after safety tuning, and add what the paper lacks:
-# prompts the map was not fitted on, a shift with its constant part removed, a random shift of the same size, and a *benign* fine-tune.
+# test prompts whose meanings the map never saw, a shift with its constant part removed, a random shift of the same size, and *benign* fine-tunes.
 #
 # **Decided by** `hd.1`, `hd.2`, `hd.2.centred` and `hd.2.specific` in `data/claims.yaml`, written before any result:
-# held-out error at most .25 of the shift, rank(.9) at most .15 of the width, benign rank above safety rank by at least 1.
+# held-out error at most .25 of the shift and less than the constant's by .05; rank(.9) at most .15 of the width, its peak at
+# least twice its early mean (the rise; the registry does not test the fall), DPO above SFT by 1 in late blocks; benign rank above safety rank by 1.
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
@@ -70,7 +71,8 @@ for model in after.values():
     residual.check_pair(chat, model)
 
 # %% [markdown]
-# Half of the prompts are harmful, half are not; both halves come plain and in every jailbreak style. Directions and maps are estimated
+# Half of the prompts are harmful, half are not. Both halves hold every jailbreak style, but the harmless half is plainer (exceptions are plain only),
+# so a direction of style can look a little like one of harm. Directions and maps are estimated
 # on one set and judged on another: the two have no meaning in common, and no meaning of either was in safety data.
 
 # %%
@@ -130,7 +132,7 @@ pd.DataFrame(size, index=pd.RangeIndex(layers, name="block")).T.round(3)
 #
 # A map $x \mapsto xW + b$ is fitted by least squares. It has as many unknowns a dimension as there are dimensions, so **with fewer prompts
 # than dimensions it passes through every point whatever tuning did**. That is HD's setting (700 prompts, 4,096 dimensions): there the
-# fitted map minus the identity *is* the shift, and its error on the same prompts is rounding. Both cases in the last block, the first
+# fitted map minus the identity *is* the shift, and its error on those same prompts is rounding. Both cases in the last block, the first
 # with half as many prompts as dimensions:
 
 # %%
@@ -158,6 +160,7 @@ pd.DataFrame(
 # %% [markdown]
 # So the error must be measured on prompts the map has not seen. Beside it stand the constant shift alone ($x \mapsto x + b$) and, as a
 # control, a map fitted after the activations after tuning were shuffled among prompts. An error of 1 is as bad as predicting no movement.
+# The shuffled map predicts roughly the mean activation, so how bad it is depends on how small the shift is: a loose control. The constant is the one to beat.
 
 # %%
 mixed = np.random.default_rng(seed).permutation(len(fit))
@@ -261,6 +264,9 @@ by_share.unstack("model").swaplevel(axis=1).sort_index(axis=1).reindex(
 )
 
 # %% [markdown]
+# A random shift does not fill the width, because 90 % of an even spread needs about that share of the dimensions. DPO moves activations further than SFT, and
+# their lengths are not matched.
+#
 # The parts of `hd.2` follow from the ranks at .9. Intervals are over prompts (resampled by meaning); the ledger's are over independently trained models.
 
 # %%
@@ -288,6 +294,9 @@ for part, interval in decided.items():
 # safety shift: is its rank higher? Rank does not depend on length, but how far training went might matter, so the benign model is taken
 # at the point on the line between `chat` and `errands`, in weight space, where its mean squared shift equals that of SFT. If even `errands` moves
 # less, there is no such point, and the part is not testable.
+#
+# Errands hold no harmful request, yet they erase refusal, so this compares adding refusal with removing it. `ledgers`, which leaves refusal in place, is
+# shown as well; it decides nothing.
 
 # %%
 wanted = float(shift["SFT"].double().square().sum(2).mean())
@@ -298,7 +307,13 @@ print(f"step from chat towards errands: {step:.3f}" if step else reason)
 
 # %%
 benign = shift["benign"] if matched is None else matched
-specific = {"SFT": shift["SFT"], "benign": benign, "activations": before["fit"]}
+ledgers = residual.activations(models.load(profile, "ledgers", seed), fit) - before["fit"]
+specific = {
+    "SFT": shift["SFT"],
+    "benign": benign,
+    "ledgers": ledgers,
+    "activations": before["fit"],
+}
 centred = {
     name: residual.ranks(moved, share, centred=True) for name, moved in specific.items()
 }
@@ -314,8 +329,8 @@ curves = residual_tables.rank_curves({"centred": centred}, {"centred": again})
 figure = charts.specific_rank(curves, layers, width)
 caption = (
     "Centred rank at 90 %, from the first block to the last: the safety shift "
-    f"{centred['SFT']}, a benign shift as long {centred['benign']}, the activations "
-    f"themselves {centred['activations']}. Bands: resampled meanings, which lie slightly low."
+    f"{centred['SFT']}, errands as long {centred['benign']}, ledgers {centred['ledgers']}, the "
+    f"activations themselves {centred['activations']}. Bands: resampled meanings, which lie slightly low."
 )
 figures.save(figure, "07_residual_space.hd.2.specific", curves, caption, profile, seed)
 
@@ -323,7 +338,8 @@ figures.save(figure, "07_residual_space.hd.2.specific", curves, caption, profile
 # ## Looking at it
 #
 # Prompts on the first two components of the SFT shift in a late block, before tuning (top) and after (bottom). The axes are the same in
-# every panel, and the prompts are those the components were not estimated on.
+# every panel, and the prompts are those the components were not estimated on. Look for two movements: along C1, which all prompts share, and along C2,
+# where harmful prompts in a style leave the answered ones and join the refused.
 
 # %%
 block = residual.last_third(layers)[0]
@@ -365,7 +381,9 @@ tables.text(claims.verdict_table(results.verdicts()).set_index("part"))
 # - **Width and variety.** 128 dimensions, one rule of harm, eight fixed styles: there is less to vary than in an 8B model on web prompts, so a low rank is expected here more than there.
 #   Ranks are compared as shares of the width; a model with several unrelated kinds of harm would be the harder test.
 # - **What a low rank proves.** Little by itself, if harmless fine-tuning gives the same: that is why `hd.2.specific` is the part to watch.
-# - **Affine is a statement about held-out prompts.** With fewer prompts than dimensions, as published, it cannot fail.
+# - **Affine is a statement about other prompts.** On the prompts it was fitted on, a map with fewer prompts than dimensions cannot fail. HD's Table 4 gives
+#   a test error and is not that trivial; how its test prompts were chosen is not said.
+# - **The bar of `hd.1` is low** where a constant alone meets it (the orange line): there, a small error does not show that the map is more than an offset.
 #
 # Choices the paper leaves open and ours: the position is the last prompt token; the last block is read before the final norm (the released code
 # joins a state after it to the curve); K = 40 examples of each style in safety tuning; prompts carry styles on the benign side too, while HD's benign
