@@ -25,9 +25,10 @@ _PIPELINE = [sys.executable, "-m", "lib.pipeline"]
 
 def row(name: str, values: Sequence[float], unit: str, budget: float | None, command: str = _COMMAND) -> Row:
     """Median and spread (smallest, largest) of repeated measurements; `budget` is the most it may be."""
+    middle, low, high = (float(f"{x:.4g}") for x in (statistics.median(values), min(values), max(values)))
     return {
-        "name": name, "value": round(statistics.median(values), 4), "unit": unit, "budget": budget, "command": command,
-        "n": len(values), "spread": [round(min(values), 4), round(max(values), 4)],
+        "name": name, "value": middle, "unit": unit, "budget": budget, "command": command, "n": len(values),
+        "spread": [low, high],
     }  # fmt: skip
 
 
@@ -49,12 +50,16 @@ def ratios(slow: Callable[[], object], fast: Callable[[], object], repeats: int)
     return [_cpu(slow) / _cpu(fast) for _ in range(repeats)]
 
 
-def trace_overhead(repeats: int = 15) -> Row:
-    """A trace that reads the residual stream after every block, over a plain forward of the same batch of 64."""
+def trace_overhead(repeats: int = 41) -> Row:
+    """A trace that reads the residual stream after every block, over a plain forward of the same batch of 64.
+
+    On one thread, because CPU time of two depends on how long they wait for each other.
+    """
     model = models.load("kingdom", "base", 0)
     plain = models.load("kingdom", "base", 0).hf  # another copy: never touched by nnsight
     asked = [prompt for cell in prompt_sets.behaviour("kingdom", 0).values() for prompt in cell][:64]
     encoding = prompts.encode(model.tokenizer, asked)
+    torch.set_num_threads(1)
     reads = model.traced.every("resid")
 
     def traced() -> object:

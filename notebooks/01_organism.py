@@ -53,9 +53,7 @@ from lib.kingdom import language, skills, styles
 settings = profiles.load(profile)
 results = claims.Results(notebook="01_organism", profile=profile, seed=seed)
 here = language.kingdom(seed)
-question = prompt_sets.sentence(
-    try_it
-)  # a word the kingdom does not have is named before any work
+question = prompt_sets.sentence(try_it)  # names unknown words before any work
 
 # %% [markdown]
 # ## A language with exact answers
