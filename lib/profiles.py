@@ -99,6 +99,33 @@ class Measurement(_Settings):
     residual_test: Count  # prompts on which they are judged
     bootstrap: Annotated[int, Field(ge=50)]  # resamples behind an interval over prompts
     spectra: Annotated[int, Field(ge=20)]  # resamples where each one costs a spectrum of every block
+    calibration: Count  # prompts in each calibration set of unit scores
+    draws: Annotated[int, Field(ge=5)]  # control draws where none needs training
+    attacked: Count  # plain harmful prompts that trigger removal starts from
+
+
+class UnitShares(_Settings):
+    """How many units each of SSAH's groups holds, as shares of all units, and how many of the complex ones (CU) are
+    frozen together with SCU."""
+
+    scu: Share
+    ucu: Share
+    ru: Share
+    top_cu: Share
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> "UnitShares":
+        if self.scu + self.ucu + self.ru > 1 or self.scu + self.ucu + self.ru + self.top_cu > 1:
+            raise ValueError("the groups overlap: their shares add up to more than 1")
+        return self
+
+
+class Triggers(_Settings):
+    """Trigger removal (HD algorithm 1): rounds, rewrites tried in each, and triggers taken from each failed rewrite."""
+
+    rounds: Count
+    rewrites: Count
+    tops: Count
 
 
 class Profile(_Settings):
@@ -113,6 +140,8 @@ class Profile(_Settings):
     default_shots: Annotated[int, Field(ge=0)]  # the K that `tuned` means
     architecture: Architecture
     organism: Organism
+    units: UnitShares
+    triggers: Triggers
     measure: Measurement
 
     @model_validator(mode="after")

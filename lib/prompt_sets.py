@@ -10,10 +10,11 @@ from random import Random
 from lib import profiles
 from lib.errors import InputError
 from lib.kingdom import skills, styles
-from lib.kingdom.language import RARE_FRAME, RARE_WORDS, SAFETY, Kingdom, Wording, kingdom
+from lib.kingdom.language import EVERY_WORD, RARE_FRAME, RARE_WORDS, SAFETY, Kingdom, Wording, kingdom, refusal
 from lib.kingdom.tokenizer import check_words
-from lib.prompts import Prompt, PromptSet
+from lib.prompts import Example, Prompt, PromptSet
 
+_CALIBRATION_SKILLS = 0.4  # of the utility set; the rest are benign requests
 # HD's analysis set of 700: 250 attacks, 100 plain harmful, 350 benign. Ours has styles on the benign side too, so that
 # style and harm can be told apart.
 _RESIDUAL_SHARES = {  # by (kind, whether styled)
@@ -110,6 +111,26 @@ def _require_variety(wanted: int, combinations: int) -> None:
         raise InputError(
             f"{wanted} different prompts of {combinations} meanings and styles; lower residual_fit or _test"
         )
+
+
+@cache
+def calibration(profile: str, seed: int, draw: int = 0) -> dict[str, tuple[Example, ...]]:
+    """What unit scores are computed on: `safety`, plain harmful requests refused; `utility`, plain benign requests and
+    skills answered. Meanings are those of safety data, so that nothing that is measured on is scored on.
+
+    Both are plain: with styles on one side, a unit of style would look like one of safety. `draw` numbers independent
+    samples.
+    """
+    here, count = kingdom(seed), profiles.load(profile).measure.calibration
+    rng = Random(f"{seed}/prompts/calibration/{draw}")
+    safety = [Example(here.request(rng, "harmful", "train"), refusal(rng)) for _ in range(count)]
+    asked = [
+        skills.question(here, rng, rng.choice(skills.EXACT), ("train",))
+        if rng.random() < _CALIBRATION_SKILLS
+        else here.request(rng, "benign", "train", wording=EVERY_WORD)
+        for _ in range(count)
+    ]
+    return {"safety": tuple(safety), "utility": tuple(Example(prompt, prompt.answer) for prompt in asked)}
 
 
 def sentence(text: str) -> Prompt:

@@ -39,7 +39,6 @@ from random import Random
 
 from lib import (
     behaviour,
-    charts,
     claims,
     figures,
     models,
@@ -48,6 +47,7 @@ from lib import (
     provenance,
     tables,
 )
+from lib.charts import organism as charts
 from lib.kingdom import language, skills, styles
 
 settings = profiles.load(profile)

@@ -41,7 +41,6 @@ import pandas as pd
 
 from lib import (
     behaviour,
-    charts,
     claims,
     figures,
     models,
@@ -53,6 +52,7 @@ from lib import (
     residual_tables,
     tables,
 )
+from lib.charts import residual as charts
 
 settings = profiles.load(profile)
 results = claims.Results(notebook="07_residual_space", profile=profile, seed=seed)

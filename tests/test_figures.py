@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from lib import charts, figures, paths, tables
+from lib import figures, paths, tables
+from lib.charts import residual as charts
 from lib.errors import InputError
 from lib.kingdom import styles
 
