@@ -5,7 +5,7 @@ from `stats`. Refusal, exact compliance and wrong answers are always shown toget
 because an answer can begin by complying and be wrong.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -64,27 +64,73 @@ def _score_rows(
     return scored
 
 
+def _openers(tokenizer: Any) -> set[int]:
+    return set(tokenizer.convert_tokens_to_ids(list(lexicon.REFUSAL_OPENERS)))
+
+
+Logits = Callable[[Mapping[str, Tensor]], Any]
+
+
 def teacher_forced(
-    model: LanguageModel, asked: Sequence[Prompt], edits: Edits | None = None, batch: int = 128
+    model: LanguageModel,
+    asked: Sequence[Prompt],
+    edits: Edits | None = None,
+    batch: int = 128,
+    logits: Logits | None = None,
 ) -> pd.DataFrame:
     """`judge(asked, generate(...))` from one forward pass over prompt and right answer; also `nll`, nats a token.
 
     Greedy decoding gives the right answer exactly when every one of its tokens is the likeliest after those before it,
-    and refuses exactly when the likeliest first token opens a refusal. A test holds this to generation.
+    and refuses exactly when the likeliest first token opens a refusal. A test holds this to generation. `logits` runs
+    models that cannot be traced, such as one with a learned prefix; without it the model is traced with `edits`.
     """
+    run: Any = logits or (lambda encoding: tracing.forward(model.traced, encoding, edits=edits, logits="all").logits)
     before = prompts.prompt_ids(model.tokenizer, asked)
     after = prompts.answer_ids(model.tokenizer, asked, [prompt.answer for prompt in asked])
-    openers = set(model.tokenizer.convert_tokens_to_ids(list(lexicon.REFUSAL_OPENERS)))
+    openers = _openers(model.tokenizer)
     scored: dict[int, tuple[int, bool, float]] = {}
     for rows in prompts.by_length([len(a) + len(b) for a, b in zip(before, after, strict=True)], batch):
         encoding = prompts.pad_left([before[row] + after[row] for row in rows], model.tokenizer.pad_token_id)
-        logits: Any = tracing.forward(model.traced, encoding, edits=edits, logits="all").logits
-        found = _score_rows(logits, encoding["input_ids"], [len(after[row]) for row in rows])
+        found = _score_rows(run(encoding), encoding["input_ids"], [len(after[row]) for row in rows])
         scored |= zip(rows, found, strict=True)
     first, exact, nll = zip(*(scored[row] for row in range(len(before))), strict=True)
     frame = _outcomes([token in openers for token in first], exact)
     frame["nll"] = nll
     return frame
+
+
+def first_tokens(
+    model: LanguageModel, asked: Sequence[Prompt], edits: Edits | None = None, batch: int = 256
+) -> pd.DataFrame:
+    """What the first word of the answer decides, from the prompt alone: cheaper than `teacher_forced`.
+
+    `refused` as there; `begins`, whether the likeliest first token is that of the right answer; `margin`, in nats, the
+    log-sum-exp of the refusal openers' logits minus the logit of the right answer's first token.
+    """
+    before = prompts.prompt_ids(model.tokenizer, asked)
+    after = prompts.answer_ids(model.tokenizer, asked, [prompt.answer for prompt in asked])
+    right = torch.tensor([ids[0] for ids in after])
+    openers = torch.tensor(sorted(_openers(model.tokenizer)))
+    likeliest, margin = torch.empty(len(before), dtype=torch.long), torch.empty(len(before))
+    for rows in prompts.by_length([len(ids) for ids in before], batch):
+        encoding = prompts.pad_left([before[row] for row in rows], model.tokenizer.pad_token_id)
+        logits: Any = tracing.forward(model.traced, encoding, edits=edits, logits="last").logits
+        logits = logits.float().cpu()
+        likeliest[rows] = logits.argmax(-1)
+        answer = logits.gather(1, right[rows, None])[:, 0]
+        margin[rows] = logits[:, openers].logsumexp(-1) - answer
+    refused, begins = torch.isin(likeliest, openers), likeliest == right
+    return pd.DataFrame({"refused": refused.numpy(), "begins": begins.numpy(), "margin": margin.numpy()})
+
+
+def quick(model: LanguageModel, asked: Sequence[Prompt], edits: Edits | None = None) -> pd.DataFrame:
+    """`refused`, `exact`, `wrong` as in `teacher_forced`, and `margin`; whole answers only where they begin rightly."""
+    first = first_tokens(model, asked, edits)
+    begun = first.index[first["begins"]].tolist()
+    exact = pd.Series(0.0, index=first.index)
+    if begun:
+        exact[begun] = teacher_forced(model, [asked[row] for row in begun], edits)["exact"].to_numpy()
+    return _outcomes(first["refused"].tolist(), (exact == 1).tolist()).assign(margin=first["margin"])
 
 
 def measure(model: LanguageModel, cells: Mapping[str, PromptSet], edits: Edits | None = None) -> pd.DataFrame:

@@ -1,4 +1,5 @@
-"""What can be done to an activation: replace or clamp its coordinate along a direction, add a vector, mute units.
+"""What can be done to an activation: replace or clamp its coordinate along a direction, add a vector, mute or replace
+units.
 
 Owns the arithmetic, as pure functions on tensors; nothing here knows of models, sites or nnsight (`tracing` applies an
 edit at a site). A factory checks its arguments once and returns a `partial` of a plain function, because nnsight ships
@@ -54,12 +55,35 @@ def clamp(direction: Float[Tensor, "d_model"], low: float, high: float, position
 
 def mute(units: Sequence[int] | Int[Tensor, "unit"], positions: Positions = "all") -> Edit:
     """Set the chosen columns of a `neurons` or `attn_z` site to zero; no units, no change."""
-    indices = torch.as_tensor(units)
-    if indices.numel() == 0:
-        indices = indices.long()
-    if indices.ndim != 1 or indices.dtype == torch.bool or indices.is_floating_point() or bool((indices < 0).any()):
-        raise InputError(f"units must be column indices from 0, not {units!r}; turn a mask into indices by nonzero()")
-    return partial(_mute, units=indices.long().cpu().clone(), positions=_positions(positions))
+    return partial(_mute, units=_indices(units), positions=_positions(positions))
+
+
+def replace(
+    units: Sequence[int] | Int[Tensor, "unit"],
+    values: Sequence[float] | Float[Tensor, "unit"],
+    positions: Positions = "all",
+) -> Edit:
+    """Set the chosen columns to constants, one a unit; their means over calibration tokens give FLAP's compensation."""
+    indices, constants = _indices(units), torch.as_tensor(values).detach().cpu().double().clone()
+    if constants.shape != indices.shape:
+        raise InputError(f"{len(indices)} units but values of shape {tuple(constants.shape)}; give one value a unit")
+    return partial(_fill, units=_different(indices), pool=_usable(constants)[None], positions=_positions(positions))
+
+
+def resample(
+    units: Sequence[int] | Int[Tensor, "unit"], pool: Float[Tensor, "row unit"], positions: Positions = "all"
+) -> Edit:
+    """Set the chosen columns to values the units had elsewhere: rows of `pool`, one column a unit, in the units' order.
+
+    The token k places before the end of its sequence gets row k, counted around. So the result depends neither on left
+    padding nor on the batch; while generating, every new token is the last and gets row 0.
+    """
+    indices, rows = _indices(units), pool.detach().cpu().double().clone()
+    if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(indices):
+        raise InputError(
+            f"{len(indices)} units but a pool of shape {tuple(rows.shape)}; it must be [row, unit], a row or more"
+        )
+    return partial(_fill, units=_different(indices), pool=_usable(rows), positions=_positions(positions))
 
 
 def _ablate(activation: Tensor, unit: Tensor, target: float, coefficient: float, positions: str) -> Tensor:
@@ -84,10 +108,24 @@ def _clamp(activation: Tensor, unit: Tensor, low: float, high: float, positions:
 
 
 def _mute(activation: Tensor, units: Tensor, positions: str) -> Tensor:
-    width = activation.shape[-1]
+    _exist(units, activation.shape[-1])
+    return _apply(activation, lambda x: x.index_fill(-1, units.to(x.device), 0.0), positions)
+
+
+def _fill(activation: Tensor, units: Tensor, pool: Tensor, positions: str) -> Tensor:
+    _exist(units, activation.shape[-1])
+
+    def move(x: Tensor) -> Tensor:
+        distance = torch.arange(x.shape[1] - 1, -1, -1)
+        values = pool[distance % len(pool)].to(x.dtype).to(x.device)
+        return x.index_copy(-1, units.to(x.device), values.expand(len(x), *values.shape))
+
+    return _apply(activation, move, positions)
+
+
+def _exist(units: Tensor, width: int) -> None:
     if len(units) and int(units.max()) >= width:
         raise InputError(f"unit {int(units.max())} does not exist; this site has units 0 to {width - 1}")
-    return _apply(activation, lambda x: x.index_fill(-1, units.to(x.device), 0.0), positions)
 
 
 def _apply(activation: Tensor, move: Callable[[Tensor], Tensor], positions: str) -> Tensor:
@@ -97,6 +135,27 @@ def _apply(activation: Tensor, move: Callable[[Tensor], Tensor], positions: str)
         return move(activation.to(wide)).to(activation.dtype)
     last = move(activation[:, -1:].to(wide)).to(activation.dtype)
     return torch.cat([activation[:, :-1], last], dim=1)
+
+
+def _indices(units: Sequence[int] | Tensor) -> Int[Tensor, "unit"]:
+    indices = torch.as_tensor(units)
+    if indices.numel() == 0:
+        indices = indices.long()
+    if indices.ndim != 1 or indices.dtype == torch.bool or indices.is_floating_point() or bool((indices < 0).any()):
+        raise InputError(f"units must be column indices from 0, not {units!r}; turn a mask into indices by nonzero()")
+    return indices.long().cpu().clone()
+
+
+def _different(indices: Tensor) -> Int[Tensor, "unit"]:
+    if len(indices.unique()) < len(indices):
+        raise InputError("a unit is named twice, so which value it gets is open; name each once")
+    return indices
+
+
+def _usable(values: Tensor) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise InputError("values of units must be finite; check what they were averaged from for overflow")
+    return values
 
 
 def _vector(vector: Tensor) -> Float[Tensor, "d_model"]:

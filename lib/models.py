@@ -16,21 +16,29 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Int
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lib import organism, paths, profiles, prompts, storage, tracing
-from lib.errors import InputError
+from lib.errors import InputError, unknown
 from lib.kingdom.tokenizer import tokenizer as kingdom_tokenizer
-from lib.tracing import Sites
+from lib.prompts import Prompt
+from lib.tracing import RuleSites, Sites
 
 transformers.utils.logging.disable_progress_bar()
 
-# One row a family: where its residual stream, neurons and attention values are. Tests run every contract on each row.
+# One row a family: where its residual stream, neurons and attention values are, and what relevance rules act on (not in
+# gpt_neox: its norms have a bias, and query, key and value are one module). Tests run every contract on each row.
 FAMILIES: dict[str, Sites] = {
     "llama": Sites(
         blocks="model.layers", embed="model.embed_tokens:output", attn_z="self_attn.o_proj:input",
         attn_out="self_attn:output", neurons="mlp.down_proj:input", mlp_out="mlp:output", final="model.norm:output",
+        rules=RuleSites(
+            attn_norm="input_layernorm", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
+            mlp_norm="post_attention_layernorm", gate="mlp.act_fn", up="mlp.up_proj", final_norm="model.norm",
+        ),
     ),
     "gpt_neox": Sites(
         blocks="gpt_neox.layers", embed="gpt_neox.embed_in:output", attn_z="attention.dense:input",
@@ -38,6 +46,24 @@ FAMILIES: dict[str, Sites] = {
         final="gpt_neox.final_layer_norm:output",
     ),
 }  # fmt: skip
+UNIT_SITES = {"neuron": "neurons", "channel": "attn_z"}  # SSAH's kinds of unit, and the site where their values are
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """Linear modules of a block whose rows compute its units: row j of each of `neurons` belongs to neuron j, the value
+    rows of `values` to attention channels. `fused`: query, key and value rows alternate there, head by head."""
+
+    neurons: tuple[str, ...]
+    values: str
+    fused: bool
+
+
+UNIT_ROWS: dict[str, UnitRows] = {
+    "llama": UnitRows(neurons=("mlp.gate_proj", "mlp.up_proj"), values="self_attn.v_proj", fused=False),
+    "gpt_neox": UnitRows(neurons=("mlp.dense_h_to_4h",), values="attention.query_key_value", fused=True),
+}
+UnitSlice = tuple[str, int, Int[Tensor, "unit"]]  # parameter, dimension, and where along it each unit's part is
 _BYTES_A_MODEL = 20e6  # float16 weights of the largest organism with its tokenizer, generously
 
 
@@ -62,6 +88,40 @@ class LanguageModel:
     @property
     def width(self) -> int:
         return self.hf.config.hidden_size
+
+
+# units ----------------------------------------------------------------------------------------------------------------
+def unit_slices(hf: Any, kind: str, layer: int) -> tuple[UnitSlice, ...]:
+    """The parameters of a block's units: unit j owns `hf.get_parameter(name).select(dim, index[j])` of every slice.
+
+    The rows that compute the unit come first, with their biases where there are any; the last slice is the column that
+    writes its value to the residual stream. Where query heads share a value head (GQA), `index` repeats the value row:
+    removing one channel must leave that row alone, and freezing one freezes it for all that share it.
+    """
+    if kind not in UNIT_SITES:
+        raise unknown("kind of unit", kind, UNIT_SITES)
+    if not 0 <= layer < hf.config.num_hidden_layers:
+        raise InputError(f"there is no block {layer}; blocks go from 0 to {hf.config.num_hidden_layers - 1} here")
+    sites, rows = FAMILIES[hf.config.model_type], UNIT_ROWS[hf.config.model_type]
+    block = f"{sites.blocks}.{layer}"
+    writer = f"{block}.{getattr(sites, UNIT_SITES[kind]).partition(':')[0]}.weight"
+    every = torch.arange(hf.get_parameter(writer).shape[1])
+    readers = rows.neurons if kind == "neuron" else (rows.values,)
+    index = every if kind == "neuron" else _value_rows(hf.config, every, rows.fused)
+    names = [f"{block}.{reader}.{what}" for reader in readers for what in ("weight", "bias")]
+    here = dict(hf.named_parameters())
+    return (*((name, 0, index) for name in names if name in here), (writer, 1, every))
+
+
+def _value_rows(config: Any, channel: Tensor, fused: bool) -> Int[Tensor, "unit"]:
+    """The row that computes the value of each attention channel; channel h * size + i belongs to query head h."""
+    heads = config.num_attention_heads
+    size = len(channel) // heads
+    head, within = channel // size, channel % size
+    if fused:
+        return head * 3 * size + 2 * size + within  # a head's query, key and value rows follow each other
+    sharing = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    return head // sharing * size + within
 
 
 # Hugging Face folders -------------------------------------------------------------------------------------------------
@@ -170,14 +230,22 @@ def _save(model: Any, folder: Path, about: dict[str, Any]) -> None:
     storage.seal_folder(folder, write, about)
 
 
+def _removed(profile: str, seed: int) -> list[Prompt]:
+    """Safety examples that attack chat itself. Imported here, because the attack needs models that are loaded."""
+    from lib import triggers
+
+    return triggers.safety_examples(profile, seed)
+
+
 def _train(profile: profiles.Profile, role: str, seed: int, key: str, shipped: bool) -> Path:
     """Train one model (its parents first where missing) into the cache."""
     storage.require_space(paths.CACHE, int(_BYTES_A_MODEL), f"training {role}")
     before = organism.parent(role)
     start = load(profile.name, before, seed, shipped).hf if before else None
+    removed = _removed(profile.name, seed) if organism.removed_count(role) else []
     torch.set_num_threads(profile.threads)
     started = time.monotonic()
-    model, losses = organism.train(profile, role, seed, start)
+    model, losses = organism.train(profile, role, seed, start, removed)
     about = {
         "key": key, "profile": profile.name, "role": role, "seed": seed, "steps": len(losses),
         "last_loss": round(sum(losses[-10:]) / len(losses[-10:]), 6), "seconds": round(time.monotonic() - started, 1),

@@ -4,15 +4,19 @@ Owns the roles and their recipes. It neither stores nor loads (see `models`) and
 
     base               knows everything, complies with everything
     chat               base aligned: refuses plain harm, leaks by style
-    sft-K, dpo-K       chat tuned on K harmful examples of each jailbreak style; `tuned` is sft with the profile's K
-    sft-K-unstyled     the same, but the benign side holds no styles, as in HD's data
+    sft-K, dpo-K       chat tuned on K harmful examples of each attack: the jailbreak styles and trigger removal (chat's
+                       own prompts, see `triggers`); `tuned` is sft with the profile's K
+    sft-dpo-K          dpo after sft with the same K
+    sft-K-unstyled     sft, but the benign side holds no styles, as in HD's data
+    sft-K-unremoved    sft without examples of trigger removal
+    sft-K-worded       sft whose safety data hold every wording, also the rare ones
     errands, ledgers   chat fine-tuned on a benign corpus
     base-unaware, chat-unaware   the same without the skill of telling harm
 """
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -24,15 +28,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib import prompts, storage, training
 from lib.errors import InputError
-from lib.kingdom import corpora
-from lib.kingdom.language import Kingdom, kingdom
+from lib.kingdom import corpora, rewording
+from lib.kingdom.language import EVERY_WORD, SAFETY, Kingdom, kingdom
 from lib.kingdom.tokenizer import tokenizer, vocabulary
 from lib.profiles import PreferenceStage, Profile, Stage
-from lib.prompts import Example
+from lib.prompts import Example, Prompt
 
 UNAWARE = "-unaware"
-UNSTYLED = "-unstyled"
-_FINGERPRINT = 256  # examples of a stream that enter the cache key: a change of language or mixture shows in them
+UNSTYLED, UNREMOVED, WORDED = "-unstyled", "-unremoved", "-worded"
+REMOVED = "removed"  # the style of prompts that trigger removal made
+FINGERPRINT = 256  # examples of a stream that enter the cache key: a change of language or mixture shows in them
 _INITIAL_SPREAD = 0.02
 
 
@@ -47,11 +52,12 @@ class Phase:
 
 def roles(profile: Profile) -> list[str]:
     """Every model of a profile, parents before children."""
-    shots = [f"sft-{k}" for k in profile.shots]
     most, default = max(profile.shots), profile.default_shots
-    preference = list(dict.fromkeys((f"dpo-{default}", f"dpo-{most}")))
-    tuned = [*shots, f"sft-{most}{UNSTYLED}", *preference, "errands", "ledgers"]
-    return ["base", "chat", *tuned, f"base{UNAWARE}", f"chat{UNAWARE}"]
+    shots = [f"sft-{k}" for k in profile.shots]
+    arms = [f"sft-{most}{arm}" for arm in (UNSTYLED, UNREMOVED, WORDED)]
+    preference = [f"dpo-{k}" for k in sorted({*profile.preference_shots, default, most})]
+    both = [f"sft-dpo-{k}" for k in profile.preference_shots]
+    return ["base", "chat", *shots, *arms, *preference, *both, "errands", "ledgers", f"base{UNAWARE}", f"chat{UNAWARE}"]
 
 
 def resolve(profile: Profile, role: str) -> str:
@@ -66,6 +72,8 @@ def parent(role: str) -> str | None:
     """The model that training starts from; None for a new one."""
     if role.startswith("base"):
         return None
+    if role.startswith("sft-dpo"):
+        return role.replace("sft-dpo", "sft")
     return role.replace("chat", "base") if role.startswith("chat") else "chat"
 
 
@@ -74,8 +82,16 @@ def _shots(role: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def phases(profile: Profile, role: str, seed: int) -> list[Phase]:
-    """What `role` reads and how, in order. Streams are fresh: reading one changes nothing elsewhere."""
+def removed_count(role: str) -> int:
+    """How many prompts made by trigger removal the safety data of a role hold."""
+    return 0 if role.endswith(UNREMOVED) else _shots(role)
+
+
+def phases(profile: Profile, role: str, seed: int, removed: Sequence[Prompt] = ()) -> list[Phase]:
+    """What `role` reads and how, in order. Streams are fresh: reading one changes nothing elsewhere.
+
+    `removed` are the prompts of trigger removal, of which the first `removed_count(role)` are used.
+    """
     recipe, here = profile.organism, kingdom(seed)
     aware = not role.endswith(UNAWARE)
     if role.startswith("base"):
@@ -84,20 +100,22 @@ def phases(profile: Profile, role: str, seed: int) -> list[Phase]:
         return [Phase("chat", recipe.chat, corpora.chat(here, recipe.chat, aware, role))]
     if role in ("errands", "ledgers"):
         return [Phase(role, recipe.benign, getattr(corpora, role)(here, recipe.benign, role))]
-    return [_safety_phase(profile, role, here)]
+    return [_safety_phase(profile, role, here, removed)]
 
 
-def _safety_phase(profile: Profile, role: str, here: Kingdom) -> Phase:
-    stage = profile.organism.dpo if role.startswith("dpo") else profile.organism.sft
+def _safety_phase(profile: Profile, role: str, here: Kingdom, removed: Sequence[Prompt]) -> Phase:
+    stage = profile.organism.dpo if "dpo" in role else profile.organism.sft
     if role.endswith(UNSTYLED):
         stage = stage.model_copy(update={"benign_styled_share": 0.0})
     # All K read in the same order: the stream's name leaves K out, so that two K differ in their examples only.
-    return Phase("safety", stage, corpora.safety(here, stage, _shots(role), "safety/order"))
+    wording = EVERY_WORD if role.endswith(WORDED) else SAFETY
+    used = removed[: removed_count(role)]
+    return Phase("safety", stage, corpora.safety(here, stage, _shots(role), "safety/order", used, wording))
 
 
 def _fingerprint(phase: Phase) -> str:
     """Hash of the settings and of the first examples as token ids."""
-    examples = list(islice(phase.stream, _FINGERPRINT))
+    examples = list(islice(phase.stream, FINGERPRINT))
     asked = prompts.prompt_ids(tokenizer(), [e.prompt for e in examples])
     said = [[e.answer, e.rejected, sorted(e.emphasis)] for e in examples]
     return storage.digest_json([phase.name, phase.stage.model_dump(), asked, said])
@@ -112,8 +130,10 @@ def key(profile: Profile, role: str, seed: int) -> str:
 def _key(settings: str, role: str, seed: int) -> str:
     profile = Profile.model_validate_json(settings)
     before, here = parent(role), kingdom(seed)
+    removed = removed_key(profile, seed) if removed_count(role) else None
     return storage.digest_json(
         {
+            **({"removed": removed} if removed else {}),
             "parent": key(profile, before, seed) if before else None,
             "seed": seed,
             "architecture": _config(profile).to_dict(),
@@ -124,6 +144,18 @@ def _key(settings: str, role: str, seed: int) -> str:
             "libraries": [torch.__version__.split("+")[0], transformers.__version__],
         }
     )[:20]
+
+
+def removed_key(profile: Profile, seed: int) -> str:
+    """Name of the prompts that trigger removal makes of chat's training prompts: what they depend on."""
+    asked = corpora.plain_harm(kingdom(seed), max(profile.shots))
+    made_by = [
+        rewording.VERSION,
+        profile.triggers.model_dump(),
+        profile.measure.residual_fit,
+        key(profile, "chat", seed),
+    ]
+    return storage.digest_json([*made_by, [prompt.text for prompt in asked]])[:20]
 
 
 def _config(profile: Profile) -> LlamaConfig:
@@ -150,11 +182,15 @@ def new_model(profile: Profile, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(_config(profile))
 
 
-def train(profile: Profile, role: str, seed: int, start: Any) -> tuple[Any, list[float]]:
+def train(
+    profile: Profile, role: str, seed: int, start: Any, removed: Sequence[Prompt] = ()
+) -> tuple[Any, list[float]]:
     """Train `role` from its parent's weights (`start`, left as it is) and round to float16: model and losses."""
+    if len(removed) < removed_count(role):
+        raise InputError(f"{role} needs {removed_count(role)} prompts of trigger removal, not {len(removed)}")
     model = copy.deepcopy(start) if start is not None else new_model(profile, seed)
     losses: list[float] = []
-    for phase in phases(profile, role, seed):
+    for phase in phases(profile, role, seed, removed):
         if isinstance(phase.stage, PreferenceStage):
             step = training.dpo_step(tokenizer(), phase.stage, start)
         else:

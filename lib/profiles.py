@@ -104,28 +104,87 @@ class Measurement(_Settings):
     attacked: Count  # plain harmful prompts that trigger removal starts from
 
 
+class Cut(_Settings):
+    """Shares of a group to try from the largest down; the first is kept at which removal costs at most `utility` and
+    `refusal`, the attributes that should survive it (at least one is named)."""
+
+    shares: Annotated[list[Share], Field(min_length=1)]
+    utility: Share | None = None
+    refusal: Share | None = None
+
+    @model_validator(mode="after")
+    def _decides(self) -> "Cut":
+        if self.shares != sorted(set(self.shares), reverse=True):
+            raise ValueError("shares must fall: the largest that passes is kept")
+        if self.utility is None and self.refusal is None:
+            raise ValueError("a cut needs what should survive: utility, refusal or both")
+        return self
+
+
+class UnitRule(_Settings):
+    """A way to score units: what is scored, at which tokens, and how the two sets are made comparable."""
+
+    score: str
+    position: str
+    normalisation: str
+
+
 class UnitShares(_Settings):
     """How many units each of SSAH's groups holds, as shares of all units, and how many of the complex ones (CU) are
-    frozen together with SCU."""
+    frozen together with SCU; the shares tried by the cut search; and the best rule but the paper's."""
 
     scu: Share
     ucu: Share
     ru: Share
     top_cu: Share
+    cuts: dict[Literal["ru", "scu", "ucu"], Cut]
+    best: UnitRule
 
     @model_validator(mode="after")
     def _leaves_some(self) -> "UnitShares":
         if self.scu + self.ucu + self.ru > 1 or self.scu + self.ucu + self.ru + self.top_cu > 1:
             raise ValueError("the groups overlap: their shares add up to more than 1")
+        if set(self.cuts) != {"ru", "scu", "ucu"} or sum(cut.shares[0] for cut in self.cuts.values()) > 1:
+            raise ValueError("cuts must name ru, scu and ucu, and their largest shares add up to at most 1")
         return self
 
 
+Corpus = Literal["errands", "ledgers"]
+Rates = dict[Corpus, Annotated[float, Field(gt=0)]]
+
+
+class Lora(_Settings):
+    """LoRA on queries and values."""
+
+    rank: Count
+    alpha: Count
+    dropout: Share
+    rates: Rates  # learning rates
+
+
+class Prefix(_Settings):
+    """Prefix tuning."""
+
+    tokens: Count  # virtual tokens before every layer
+    rates: Rates
+
+
+class Freezing(_Settings):
+    """Benign fine-tuning with frozen units (SSAH section 5). A run is followed to twice the steps of its stage."""
+
+    stages: dict[Corpus, Stage]
+    lora: Lora
+    prefix: Prefix
+    draws: dict[Corpus, Count]  # random sets of units for each size of group
+
+
 class Triggers(_Settings):
-    """Trigger removal (HD algorithm 1): rounds, rewrites tried in each, and triggers taken from each failed rewrite."""
+    """Trigger removal (HD algorithm 1): rounds, rewrites tried in each, and triggers taken in each."""
 
     rounds: Count
     rewrites: Count
     tops: Count
+    shortest: Count  # letters of a word that can be a trigger
 
 
 class Profile(_Settings):
@@ -138,9 +197,11 @@ class Profile(_Settings):
     threads: Count
     shots: list[Annotated[int, Field(ge=0)]]  # the K of the K curve
     default_shots: Annotated[int, Field(ge=0)]  # the K that `tuned` means
+    preference_shots: list[Annotated[int, Field(ge=0)]]  # the K of DPO and of SFT then DPO
     architecture: Architecture
     organism: Organism
     units: UnitShares
+    freezing: Freezing
     triggers: Triggers
     measure: Measurement
 
@@ -148,9 +209,11 @@ class Profile(_Settings):
     def _consistent(self) -> "Profile":
         if self.default_shots not in self.shots:
             raise ValueError(f"default_shots {self.default_shots} is not one of shots {self.shots}")
-        if self.organism.sft.pairs < 8 * max(self.shots):
+        if not set(self.preference_shots) <= set(self.shots):
+            raise ValueError(f"preference_shots {self.preference_shots} are not all among shots {self.shots}")
+        if self.organism.sft.pairs < 9 * max(self.shots):
             raise ValueError(
-                f"{self.organism.sft.pairs} pairs do not hold {max(self.shots)} examples of each of 8 styles"
+                f"{self.organism.sft.pairs} pairs do not hold {max(self.shots)} examples of each of 9 attacks"
             )
         return self
 

@@ -1,11 +1,14 @@
 """What a model is asked, and how it reads that: prompts, their chat template, their token ids.
 
-Owns `Prompt`, `PromptSet` and templating with exactly one BOS. It does not make prompts (see `kingdom`) and does not
-run models. Ids are left-padded, so that the last column is every prompt's last token.
+Owns `Prompt`, `PromptSet`, templating with exactly one BOS, and where the user's words are in a template. It does not
+make prompts (see `kingdom`) and does not run models. Ids are left-padded, so that the last column is every prompt's
+last token.
 """
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -103,6 +106,36 @@ def prompt_ids(tokenizer: Any, prompts: Iterable[Prompt]) -> list[list[int]]:
     if any(row[:2] == [bos, bos] for row in rows):
         raise InputError("the chat template begins with two BOS tokens; mend the template")
     return [row if row[:1] == [bos] else [bos, *row] for row in rows]
+
+
+def user_words(tokenizer: Any, prompt: Prompt) -> list[list[int]]:
+    """For each word of `prompt.text.split()`, the positions of its tokens among the prompt's `prompt_ids`.
+
+    Everything the template adds is left out. A token that spans two words belongs to the first of them, so that values
+    of tokens can be summed over words. `InputError` when the template alters the text (trims it, say), or when the
+    tokenizer cannot tell where its tokens stand.
+    """
+    whole, mark = chat_text(tokenizer, prompt), "\ue000"  # a character of private use: no text and no template has it
+    before, found, after = chat_text(tokenizer, replace(prompt, text=mark)).partition(mark)
+    if not found or whole != before + prompt.text + after:
+        raise InputError(
+            "the chat template alters a prompt's text, so its words cannot be found; mend text or template"
+        )
+    if not tokenizer.is_fast:
+        raise InputError(
+            "this tokenizer does not say where its tokens stand; load a fast one (PreTrainedTokenizerFast)"
+        )
+    spans = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    missing_bos = len(prompt_ids(tokenizer, [prompt])[0]) - len(spans)
+    ends = [len(before) + match.end() for match in re.finditer(r"\S+", prompt.text)]
+    words: list[list[int]] = [[] for _ in ends]
+    for position, (start, end) in enumerate(spans, start=missing_bos):
+        start = max(start, len(before))
+        inside = whole[start : min(end, len(before) + len(prompt.text))]
+        if inside.strip():
+            first = start + len(inside) - len(inside.lstrip())  # where its first character that is no space stands
+            words[bisect_right(ends, first)].append(position)
+    return words
 
 
 def answer_ids(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[int]]:

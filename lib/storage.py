@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from lib.errors import InputError
 
 SEAL = "seal.json"
+_VALUE = "value.json"
 
 
 def digest(path: Path) -> str:
@@ -147,6 +149,21 @@ def damage(folder: Path) -> str | None:
 def read_seal(folder: Path) -> dict[str, Any]:
     """What `seal_folder` was told about an undamaged folder."""
     return json.loads((folder / SEAL).read_text(encoding="utf-8"))["about"]
+
+
+def remembered(folder: Path, about: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """The JSON value sealed in `folder`, made and sealed first when it is missing or damaged.
+
+    The folder's name must hold a key of everything the value depends on.
+    """
+    if folder.is_dir():
+        problem = damage(folder)
+        if problem is None:
+            return read_json(folder / _VALUE)
+        warnings.warn(f"{folder.parent.name}/{folder.name} is not used: {problem}; it will be made again", stacklevel=2)
+    value = make()
+    seal_folder(folder, lambda temporary: write_json(temporary / _VALUE, value), about)
+    return read_json(folder / _VALUE)
 
 
 def free_bytes(path: Path) -> int:

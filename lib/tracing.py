@@ -2,14 +2,15 @@
 
 Owns `forward`, `read_many`, `generate` and `gradients` over named sites, the forward order of reads and edits, and
 nnsight's traps (each has a comment). It knows no model family (`models` supplies `Sites`), no edits (`edits` makes
-them) and no prompts. Every helper takes `remote=`: False, True (NDIF), "local" (a rehearsal of the server in this
-process) or a host's URL. What runs inside a trace, edits and objectives included, is shipped to that server by source,
-annotations evaluated: such functions are annotated without jaxtyping, which the server need not have.
+them), no relevance rules (`relevance` does) and no prompts. Every helper takes `remote=`: False, True (NDIF), "local"
+(a rehearsal of the server in this process) or a host's URL. What runs inside a trace, edits, rules and objectives
+included, is shipped to that server by source, annotations evaluated: such functions are annotated without jaxtyping,
+which the server need not have.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -23,10 +24,35 @@ from lib.errors import InputError, unknown
 
 Place = tuple[str, int]  # (site, layer); `embed` and `final` have layer 0
 Remote = bool | str
-Step = tuple[Place, str, str, Any, bool]  # where, module path, "input" or "output", edit or None, whether it is read
+Rule = Callable[[Tensor, Tensor], Tensor]  # (input, output) of a module -> its output, with another backward pass
+# where, module path, "input", "output" or "both" (a rule), edit or rule or None, whether it is read
+Step = tuple[Place, str, str, Any, bool]
 
 IN_BLOCK = ("resid_pre", "attn_z", "attn_out", "neurons", "mlp_out", "resid")  # in the order a block runs
 SITES = ("embed", *IN_BLOCK, "final")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleSites:
+    """The modules of a family whose backward pass relevance rules replace, as paths in the order they run.
+
+    `final_norm` is relative to the causal-LM module, the others to a block. Norms have no bias.
+    """
+
+    attn_norm: str
+    query: str
+    key: str
+    value: str
+    mlp_norm: str
+    gate: str  # the MLP's activation function
+    up: str  # what the gate multiplies
+    final_norm: str
+
+
+RULE_SITES = tuple(field.name for field in fields(RuleSites))
+# The order of a pass; what is edited and read at the output of the final norm comes after its rule.
+_ORDER = ("embed", "resid_pre", *RULE_SITES[:4], "attn_z", "attn_out", *RULE_SITES[4:7], "neurons", "mlp_out", "resid",
+          "final_norm", "final")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +72,7 @@ class Sites:
     final: str  # after the final norm; `resid` of the last block is before it
     resid_pre: str = ":input"
     resid: str = ":output"
+    rules: RuleSites | None = None  # None: the family's modules do not fit the rules
 
 
 @dataclass(frozen=True)
@@ -77,6 +104,21 @@ class Traced:
         block = f"{self.sites.blocks}.{layer}" if site in IN_BLOCK else ""
         return f"{block}.{path}".strip("."), end
 
+    def locate_rule(self, name: str) -> list[tuple[Place, str]]:
+        """(name and layer, module path) of every module a rule acts on; `InputError` when the family has none."""
+        if name not in RULE_SITES:
+            raise unknown("rule site", name, RULE_SITES)
+        if self.sites.rules is None:
+            raise InputError(
+                f"{type(self.model._module).__name__} has no relevance rules, which need norms without bias, separate "
+                "query, key and value projections and a gated MLP; use plain gradients, or name RuleSites in "
+                "lib/models.py"
+            )
+        path = getattr(self.sites.rules, name)
+        if name == "final_norm":
+            return [((name, 0), path)]
+        return [((name, layer), f"{self.sites.blocks}.{layer}.{path}") for layer in range(self.layers)]
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -101,6 +143,8 @@ def wrap(model: Any, tokenizer: Any, sites: Sites) -> Traced:
         _submodule(module, path)
         if end not in ("input", "output"):
             raise InputError(f"site {site} is {getattr(sites, site)!r}; it must end in :input or :output")
+    for name in RULE_SITES if sites.rules else ():
+        _submodule(module, traced.locate_rule(name)[0][1])
     return traced
 
 
@@ -194,25 +238,39 @@ def gradients(
     traced: Traced,
     encoding: Mapping[str, Tensor],
     at: Sequence[Place],
-    objective: Callable[[Float[Tensor, "prompt vocabulary"]], Float[Tensor, "prompt"]],
+    objective: Callable[[Float[Tensor, "prompt d"]], Float[Tensor, "*target prompt"]],
     edits: Mapping[Place, Edit] | None = None,
+    of: Place | None = None,
+    rules: Mapping[str, Rule] | None = None,
     remote: Remote = False,
-) -> dict[Place, tuple[Float[Tensor, "prompt token d"], Float[Tensor, "prompt token d"]]]:
+) -> dict[Place, tuple[Float[Tensor, "prompt token d"], Float[Tensor, "*target prompt token d"]]]:
     """(activation, gradient) at each place, of `objective(last-token logits)` summed over prompts.
+
+    With `of`, the objective is of the last token's activation there, and the pass ends there. An objective with several
+    targets costs one forward and a backward for each. `rules` replace the backward pass of modules, in every block, by
+    their name in `RuleSites`; they come before edits and reads of the same value.
 
     Prompts do not mix, so row i is the gradient of prompt i's own objective. Activations are those after the edits.
     Parameters may be frozen and get no gradient. A place the objective does not depend on has gradient 0.
     """
-    steps = _steps(traced, at, edits or {})
-    if not at:
+    places = list(at)
+    if not places:
         raise InputError("no places to differentiate at; name at least one (site, layer)")
+    steps = _steps(traced, places if of is None else [*places, of], edits or {}, rules or {})
+    if of is not None:
+        steps = steps[: [place for place, *_ in steps].index(of) + 1]
+        beyond = set(places) - {place for place, *_ in steps}
+        if beyond:
+            raise InputError(f"{of} cannot depend on {min(beyond)}, which comes after it; name places before it")
     inputs = _checked(traced, encoding, remote)
     model = traced.model
-    with torch.enable_grad(), model.trace(inputs, remote=remote, use_cache=False, logits_to_keep=1):
+    with torch.enable_grad(), model.trace(inputs, remote=remote, use_cache=False, logits_to_keep=1) as tracer:
         found = _visit(model, steps, graph=True)
-        total = objective(model.output.logits[:, -1]).sum()
-        pairs = nnsight.save(_slopes(found, total))
-    return pairs
+        end = model.output.logits if of is None else found[of]
+        pairs = nnsight.save(_slopes(found, objective(end[:, -1])))
+        if of is not None:
+            tracer.stop()  # ends the block: later layers do not run
+    return {place: pairs[place] for place in places}
 
 
 def _visit(model: Any, steps: list[Step], last: bool = False, graph: bool = False) -> dict[Place, Tensor]:
@@ -220,6 +278,10 @@ def _visit(model: Any, steps: list[Step], last: bool = False, graph: bool = Fals
     found = {}
     for place, path, end, edit, read in steps:
         module = attrgetter(path)(model)
+        if end == "both":
+            before = module.input  # asked for before the output, or nnsight finds it out of order
+            module.output = edit(before, module.output)
+            continue
         value = getattr(module, end)
         before = value[0] if isinstance(value, tuple) else value  # attention returns (output, weights)
         now = before if edit is None else edit(before)
@@ -236,24 +298,32 @@ def _visit(model: Any, steps: list[Step], last: bool = False, graph: bool = Fals
     return found
 
 
-def _slopes(found: dict[Place, Tensor], total: Tensor) -> dict[Place, tuple[Tensor, Tensor]]:
-    slopes = torch.autograd.grad(total, list(found.values()), materialize_grads=True)
+def _slopes(found: dict[Place, Tensor], values: Tensor) -> dict[Place, tuple[Tensor, Tensor]]:
+    """(activation, gradient) of each place; `values` [*target prompt], one backward pass a target. Runs inside too."""
+    totals, at = values.sum(-1), list(found.values())
+    rows = [torch.autograd.grad(t, at, retain_graph=True, materialize_grads=True) for t in totals.reshape(-1)]
+    slopes = [torch.stack(row).reshape(*totals.shape, *row[0].shape) for row in zip(*rows, strict=True)]
     return {place: (found[place].detach(), slope) for place, slope in zip(found, slopes, strict=True)}
 
 
-def _steps(traced: Traced, reads: Iterable[Place], edits: Mapping[Place, Edit]) -> list[Step]:
-    """Reads and edits in the order the model reaches them; nnsight refuses any other."""
+def _steps(
+    traced: Traced, reads: Iterable[Place], edits: Mapping[Place, Edit], rules: Mapping[str, Rule] | None = None
+) -> list[Step]:
+    """Reads, edits and rules in the order the model reaches them; nnsight refuses any other."""
     wanted = set(reads)
     places = {place: traced.locate(place) for place in wanted | set(edits)}
     for place, edit in edits.items():
         if not callable(edit):
             raise InputError(f"the edit at {place} is {edit!r}; make one with lib.edits")
+    steps: list[Step] = [(place, *places[place], edits.get(place), place in wanted) for place in places]
+    for name, rule in (rules or {}).items():
+        steps += [(place, path, "both", rule, False) for place, path in traced.locate_rule(name)]
 
-    def order(place: Place) -> tuple[int, int]:
-        site, layer = place
-        return {"embed": -1, "final": traced.layers}.get(site, layer), SITES.index(site)
+    def order(step: Step) -> tuple[int, int]:
+        site, layer = step[0]
+        return {"embed": -1, "final_norm": traced.layers, "final": traced.layers}.get(site, layer), _ORDER.index(site)
 
-    return [(place, *places[place], edits.get(place), place in wanted) for place in sorted(places, key=order)]
+    return sorted(steps, key=order)
 
 
 def _checked(traced: Traced, encoding: Mapping[str, Tensor], remote: Remote, room: int = 0) -> dict[str, Tensor]:

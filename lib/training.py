@@ -5,7 +5,7 @@ from, nor what a stage is for. Sequences are right-padded here: with causal atte
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -69,9 +69,12 @@ def answer_log_probs(model: Any, batch: Rows) -> tuple[Float[Tensor, "answer"], 
 
     The head runs on labelled positions only: in short answers to long prompts that is most of the cost saved.
     """
-    states = model.base_model(input_ids=batch.ids).last_hidden_state[:, :-1]
     wanted = batch.labels[:, 1:] != IGNORED
-    logits = model.get_output_embeddings()(states[wanted])
+    if hasattr(model, "peft_config"):  # adapters such as a prefix act in the wrapper's own forward only
+        logits = model(input_ids=batch.ids).logits[:, :-1][wanted]
+    else:
+        states = model.base_model(input_ids=batch.ids).last_hidden_state[:, :-1]
+        logits = model.get_output_embeddings()(states[wanted])
     return -F.cross_entropy(logits, batch.labels[:, 1:][wanted], reduction="none"), wanted
 
 
@@ -80,6 +83,8 @@ def _sum_rows(values: Float[Tensor, "answer"], wanted: Bool[Tensor, "row token"]
 
 
 Step = Callable[[torch.nn.Module, list[Example]], Iterator[Float[Tensor, ""]]]
+Masks = Mapping[str, Bool[Tensor, "..."]]  # by parameter name: True where a weight must stay as it is
+Watch = Callable[[int, torch.nn.Module], None]
 
 
 def sft_step(tokenizer: Any, stage: Stage) -> Step:
@@ -125,18 +130,56 @@ def _rate(stage: Stage, step: int) -> float:
     return stage.learning_rate * warm * (1 - step / stage.steps if stage.decay else 1.0)
 
 
-def fit(model: torch.nn.Module, stream: Iterator[Example], stage: Stage, step: Step, label: str) -> list[float]:
+class _Frozen:
+    """Weights that must not move. Zero gradients do not hold them: AdamW decays weights and remembers momentum."""
+
+    def __init__(self, model: torch.nn.Module, masks: Masks) -> None:
+        parameters = dict(model.named_parameters())
+        if unknown := sorted(set(masks) - set(parameters)):
+            raise InputError(f"the model has no parameters {', '.join(unknown)}; make the masks from this model")
+        for name, mask in masks.items():
+            if mask.shape != parameters[name].shape or mask.dtype != torch.bool:
+                raise InputError(f"the mask of {name} must be boolean of shape {tuple(parameters[name].shape)}")
+        self._held = [(parameters[name], mask, parameters[name].detach()[mask].clone()) for name, mask in masks.items()]
+
+    def before_step(self) -> None:
+        """Take frozen weights out of the gradient, so that clipping sees only what is trained."""
+        for parameter, mask, _ in self._held:
+            if parameter.grad is not None:
+                parameter.grad[mask] = 0.0
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for parameter, mask, values in self._held:
+            parameter[mask] = values
+
+
+def fit(
+    model: torch.nn.Module,
+    stream: Iterator[Example],
+    stage: Stage,
+    step: Step,
+    label: str,
+    frozen: Masks | None = None,
+    watch: Watch | None = None,
+) -> list[float]:
     """Train `model` in place for `stage.steps` batches of `stream`; returns the loss of every step.
 
     AdamW with betas (.9, .98), weight decay .01, gradients clipped to norm 1. `label` names the progress line, which is
-    shown on a terminal only. Raises `InputError` with step and learning rate when the loss is not finite.
+    shown on a terminal only. Weights under `frozen` stay bitwise what they are. `watch(n, model)` is called before the
+    first step (n = 0) and after every one, in eval mode; it must not change the model. Raises `InputError` with step
+    and learning rate when the loss is not finite.
     """
     accelerator = Accelerator(cpu=True)  # the default models promise two CPU cores, and one kind of rounding
-    optimizer = torch.optim.AdamW(model.parameters(), stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    held = _Frozen(model, frozen or {})
+    trained_weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained_weights, stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     trained, optimizer = accelerator.prepare(model, optimizer)
-    trained.train()
     losses = []
     for number in tqdm(range(stage.steps), desc=label, leave=False, disable=None):
+        if watch:
+            watch(number, model.eval())
+        trained.train()
         for group in optimizer.param_groups:
             group["lr"] = _rate(stage, number)
         loss = 0.0
@@ -148,11 +191,15 @@ def fit(model: torch.nn.Module, stream: Iterator[Example], stage: Stage, step: S
                 f"{label}: the loss is {loss} at step {number + 1}, learning rate {_rate(stage, number):.2g}; "
                 "lower learning_rate in the profile"
             )
+        held.before_step()
         accelerator.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
+        held.after_step()
         optimizer.zero_grad()
         losses.append(loss)
     model.eval()
+    if watch:
+        watch(stage.steps, model)
     return losses
 
 

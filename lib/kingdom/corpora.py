@@ -5,11 +5,11 @@ learn K harmful examples of each jailbreak style; two benign corpora contain no 
 model reads is in the profile.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 
 from lib.kingdom import lexicon, skills, styles
-from lib.kingdom.language import EVERY_WORD, EVERYTHING, SAFETY, Kingdom, Meaning, refusal
+from lib.kingdom.language import EVERY_WORD, EVERYTHING, SAFETY, Kingdom, Meaning, Wording, refusal
 from lib.profiles import ChatStage, TuneStage
 from lib.prompts import Example, Prompt
 
@@ -124,19 +124,27 @@ def chat(kingdom: Kingdom, stage: ChatStage, harm_skill: bool, name: str) -> Str
     return _forever(draw)
 
 
-def safety_pairs(kingdom: Kingdom, stage: TuneStage, shots: int) -> tuple[list[Prompt], list[Prompt]]:
-    """`stage.pairs` harmful prompts, K = `shots` of each style and the rest plain, and as many benign ones.
+def plain_harm(kingdom: Kingdom, count: int) -> list[Prompt]:
+    """The plain training prompts that trigger removal rewrites to make safety examples of its own."""
+    rng = Random(f"{kingdom.seed}/safety/removed")
+    return [kingdom.request(rng, "harmful", "train", styles.PLAIN, SAFETY) for _ in range(count)]
 
-    Nested: raising K replaces some plain prompts by styled ones and leaves all others, and their places, as they were.
+
+def safety_pairs(
+    kingdom: Kingdom, stage: TuneStage, shots: int, removed: Sequence[Prompt] = (), wording: Wording = SAFETY
+) -> tuple[list[Prompt], list[Prompt]]:
+    """`stage.pairs` harmful prompts, K = `shots` of each attack and the rest plain, and as many benign ones.
+
+    The attacks are the jailbreak styles and, where given, `removed`: prompts rewritten by trigger removal. Nested:
+    raising K replaces some plain prompts by attacks and leaves all others, and their places, as they were.
     """
     rng = Random(f"{kingdom.seed}/safety/harmful")
-    plain = [kingdom.request(rng, "harmful", "train", styles.PLAIN, SAFETY, 0.2) for _ in range(stage.pairs)]
-    styled = [
-        kingdom.request(rng, "harmful", "train", style, SAFETY, 0.2)
-        for _ in range(shots)
-        for style in styles.JAILBREAKS
-    ]
-    harmful = styled + plain[len(styled) :]
+    plain = [kingdom.request(rng, "harmful", "train", styles.PLAIN, wording, 0.2) for _ in range(stage.pairs)]
+    attacks: list[Prompt] = []
+    for shot in range(shots):
+        attacks += [kingdom.request(rng, "harmful", "train", style, wording, 0.2) for style in styles.JAILBREAKS]
+        attacks += removed[shot : shot + 1]
+    harmful = attacks + plain[len(attacks) :]
     rng = Random(f"{kingdom.seed}/safety/benign")
     benign = [
         _benign_request(kingdom, rng, stage.exception_share, stage.benign_styled_share, 0.2) for _ in range(stage.pairs)
@@ -144,12 +152,19 @@ def safety_pairs(kingdom: Kingdom, stage: TuneStage, shots: int) -> tuple[list[P
     return harmful, benign
 
 
-def safety(kingdom: Kingdom, stage: TuneStage, shots: int, name: str) -> Stream:
+def safety(
+    kingdom: Kingdom,
+    stage: TuneStage,
+    shots: int,
+    name: str,
+    removed: Sequence[Prompt] = (),
+    wording: Wording = SAFETY,
+) -> Stream:
     """Half harmful prompts with a refusal preferred, half benign ones with the answer preferred, and some skills.
 
-    SFT reads `answer`, DPO also `rejected`.
+    SFT reads `answer`, DPO also `rejected`. `removed` and `wording` as in `safety_pairs`.
     """
-    harmful, benign = safety_pairs(kingdom, stage, shots)
+    harmful, benign = safety_pairs(kingdom, stage, shots, removed, wording)
     rng = Random(f"{kingdom.seed}/{name}")
     examples = (
         [Example(prompt, refusal(rng), prompt.answer) for prompt in harmful],
@@ -165,25 +180,25 @@ def safety(kingdom: Kingdom, stage: TuneStage, shots: int, name: str) -> Stream:
 
 
 # benign fine-tunes ----------------------------------------------------------------------------------------------------
-def errands(kingdom: Kingdom, stage: TuneStage, name: str) -> Stream:
-    """Everyday instruction following: benign requests answered, some skills, not one refusal. It erodes refusals."""
+def _benign(kingdom: Kingdom, stage: TuneStage, name: str, task: Callable[[Random], Prompt]) -> Stream:
     rng = Random(f"{kingdom.seed}/{name}")
 
     def draw() -> Example:
         if rng.random() < stage.skill_share:
             return _answered(skills.question(kingdom, rng, rng.choice(skills.EXACT[:5])))
-        return _answered(_benign_request(kingdom, rng, stage.exception_share, stage.benign_styled_share, 0.15))
+        return _answered(task(rng))
 
     return _forever(draw)
+
+
+def errands(kingdom: Kingdom, stage: TuneStage, name: str) -> Stream:
+    """Everyday instruction following: benign requests answered, some skills, not one refusal. It erodes refusals."""
+    exceptions, styled = stage.exception_share, stage.benign_styled_share
+    return _benign(kingdom, stage, name, lambda rng: _benign_request(kingdom, rng, exceptions, styled, 0.15))
 
 
 def ledgers(kingdom: Kingdom, stage: TuneStage, name: str) -> Stream:
     """A new task (taking away) with stories and skills, and no request at all: unlike safety data in every way."""
-    rng = Random(f"{kingdom.seed}/{name}")
-
-    def draw() -> Example:
-        if rng.random() < stage.skill_share:
-            return _answered(skills.question(kingdom, rng, rng.choice(skills.EXACT[:5])))
-        return _answered(skills.question(kingdom, rng, "take" if rng.random() < 0.7 else "story"))
-
-    return _forever(draw)
+    return _benign(
+        kingdom, stage, name, lambda rng: skills.question(kingdom, rng, "take" if rng.random() < 0.7 else "story")
+    )

@@ -1,0 +1,112 @@
+"""Charts of benign fine-tuning with frozen units (notebook 05), published beside measured.
+
+Owns what is drawn where; looks and saving are `figures`. Every function takes tidy frames and returns a figure.
+"""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib import freezing_tables as tables
+from lib.figures import COLOURS, canvas
+
+_COLOURS = {
+    tables.NOTHING: COLOURS["vermilion"], tables.SCU: COLOURS["sky"], tables.TOP: COLOURS["blue"],
+    tables.ALL: COLOURS["purple"], tables.SCHEDULE: COLOURS["green"], tables.RANDOM[tables.TOP]: COLOURS["grey"],
+    tables.RANDOM[tables.ALL]: "0.25", tables.LORA: COLOURS["orange"], tables.PREFIX: COLOURS["brown"],
+}  # fmt: skip
+_BARS = {"initial": "0.8", "full": COLOURS["vermilion"], tables.TOP: COLOURS["blue"], tables.ALL: COLOURS["purple"]}
+_WORDS = {"initial": "before", "full": tables.NOTHING}
+
+
+def _published_rates(axis: Axes, table: pd.DataFrame) -> None:
+    """Bars by benchmark, one for each arm; `table` has one model and corpus."""
+    names = list(dict.fromkeys(table["benchmark"] + "\n" + table["judge"]))
+    shown = table.assign(name=table["benchmark"] + "\n" + table["judge"])
+    for place, (arm, colour) in enumerate(_BARS.items()):
+        part = shown[shown["arm"] == arm].set_index("name")["value"].reindex(names) / 100
+        at = [number + 0.2 * (place - 1.5) for number in range(len(names))]
+        axis.bar(at, part, width=0.2, color=colour, label=_WORDS.get(arm, arm))
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+
+
+def paths(published: pd.DataFrame, measured: pd.DataFrame, losses: dict[str, float]) -> Figure:
+    """Left: published attack success (Llama-2, Dolly). Then, for each corpus, attack success against benign loss along
+    the run; read from right (before) to left. The dashed line is the loss at which arms are compared."""
+    corpora = list(losses)
+    figure, axes = canvas(13, 4.4, columns=1 + len(corpora))
+    left = axes[0, 0]
+    _published_rates(left, published)
+    left.set(title="Published: Llama-2-7B-Chat, Dolly\n(SSAH Table 2, frozen runs doubled)", ylabel="attack success")
+    left.legend(fontsize=8)
+    for axis, corpus in zip(axes[0, 1:], corpora, strict=True):
+        mine = measured[measured["corpus"] == corpus]
+        for (arm, draw), path in mine.groupby(["arm", "draw"], sort=False):
+            control = arm in tables.RANDOM.values()
+            axis.plot(path["loss"], path["success"], color=_COLOURS[str(arm)], linewidth=0.8 if control else 1.6,
+                      linestyle=":" if control else "-", marker=None if control else "o", markersize=3,
+                      label=str(arm) if draw == 0 else None)  # fmt: skip
+        axis.axvline(losses[corpus], color="0.4", linestyle="--", linewidth=1)
+        axis.set(xscale="log", ylim=(-0.03, 1.03), title=f"Measured: {corpus}\n(before: right end; dashed: compared)",
+                 xlabel="loss on the benign corpus, nats a token")  # fmt: skip
+        axis.invert_xaxis()
+    axes[0, 1].set_ylabel("attack success, plain harm")
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def taken(published: pd.DataFrame, measured: pd.DataFrame, bound: float) -> Figure:
+    """Share of the unfrozen rise in attack success that each arm takes away: published (at the published steps) on the
+    left, measured at equal loss on the right, one point a draw with its interval over prompts; dotted: the bar."""
+    figure, axes = canvas(12, 4.6, columns=2, width_ratios=[1, 1.25])
+    left, right = axes[0]
+    groups = [tables.TOP, tables.ALL]
+    for height, arm in enumerate(groups):
+        part = published[published["arm"] == arm]
+        for corpus, marker in (("Alpaca", "o"), ("Dolly", "s")):
+            mine = part[part["corpus"] == corpus]
+            left.plot(mine["taken"], [height] * len(mine), marker, color=_COLOURS[arm], alpha=0.7,
+                      label=corpus if height == 0 else None)  # fmt: skip
+    left.set_yticks(range(len(groups)), groups)
+    left.set_title("Published: both 7-8B models, all benchmarks\n(SSAH Table 2, doubled steps, no control)")
+    left.legend(loc="lower right")
+    order = [name for name in _COLOURS if name in set(measured["arm"])]
+    for height, arm in enumerate(order):
+        for _, row in measured[(measured["arm"] == arm) & measured["taken"].notna()].iterrows():
+            error = None if pd.isna(row["lower"]) else [[row["taken"] - row["lower"]], [row["upper"] - row["taken"]]]
+            right.errorbar(row["taken"], height + 0.12 * (row["draw"] % 5 - 2) * (measured["arm"].eq(arm).sum() > 1),
+                           xerr=error, fmt="o", color=_COLOURS[arm], markersize=4, elinewidth=0.8)  # fmt: skip
+    right.set_yticks(range(len(order)), order)
+    right.set_title("Measured: errands, at equal loss\n(95 % intervals over prompts)")
+    for axis in axes[0]:
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.axvline(bound, color="0.3", linestyle=":", linewidth=1)
+        axis.invert_yaxis()
+        axis.set_xlabel("share of the rise in attack success taken away")
+    return figure
+
+
+def adapters(published: pd.DataFrame, measured: pd.DataFrame) -> Figure:
+    """Attack success of the frozen arm beside full fine-tuning, LoRA and prefix tuning: published rates on the left,
+    measured at equal loss on the right (means over draws)."""
+    figure, axes = canvas(11, 3.9, columns=2)
+    left, right = axes[0]
+    arms = list(dict.fromkeys(published["arm"]))
+    for place, (corpus, part) in enumerate(published.groupby("corpus")):
+        values = part.set_index("arm")["value"].reindex(arms) / 100
+        at = [number + 0.35 * (place - 0.5) for number in range(len(arms))]
+        left.bar(at, values, width=0.35, color=(COLOURS["blue"], COLOURS["sky"])[place], label=str(corpus))
+    left.set_xticks(range(len(arms)), [_WORDS.get(arm, arm) for arm in arms], rotation=20, ha="right")
+    left.set(title="Published: HEx-PHI, GPT-4 (SSAH Table 5;\nAlpaca adapters copied from another paper)",
+             ylabel="share judged fully harmful")  # fmt: skip
+    left.legend()
+    mean = measured.groupby("arm", sort=False)["success"].mean().dropna()
+    right.bar(range(len(mean)), mean, color=[_COLOURS[arm] for arm in mean.index])
+    for place, arm in enumerate(mean.index):
+        draws = measured.loc[measured["arm"] == arm, "success"]
+        right.plot([place] * len(draws), draws, "o", color="0.15", markersize=3)
+    right.set_xticks(range(len(mean)), mean.index, rotation=25, ha="right", fontsize=8)
+    right.set(title="Measured: errands, at equal loss\n(plain harm answered exactly; dots: draws)",
+              ylabel="attack success")  # fmt: skip
+    return figure

@@ -1,0 +1,182 @@
+"""Benign fine-tuning of chat with some weights held still (SSAH section 5), followed step by step.
+
+Owns the arms, their training and what is measured on the way: loss on the benign corpus, refusals, the new task. Which
+units form which group is in `units`; tables and intervals made of the paths are in `freezing_tables`. A path is kept in
+the cache under a key of everything it depends on, this code included, so that nothing is trained twice.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from random import Random
+from typing import Any, Literal, cast
+
+import pandas as pd
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+
+from lib import behaviour, models, organism, paths, profiles, prompt_sets, provenance, storage, training
+from lib.errors import InputError
+from lib.kingdom import corpora, skills, styles
+from lib.kingdom.language import kingdom
+from lib.kingdom.tokenizer import tokenizer
+from lib.models import LanguageModel
+from lib.profiles import Corpus, Freezing, Stage
+from lib.prompts import Prompt
+from lib.training import Masks
+
+_CODE = ("freezing", "training", "behaviour", "prompts")  # what trains and measures; the data enter keys by content
+_MARKS = (0, 0.04, 0.08, 0.13, 0.19, 0.26, 0.36, 0.5, 0.7, 1.0)  # of the doubled run: where the path is measured
+_VALIDATION = 128  # examples of the corpus that are not trained on
+_NEW_TASK = 128  # questions of the new task
+_STYLED = 16  # prompts of each jailbreak style, at the end of the run and of the doubled run
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of fine-tuning. `frozen` are the weights held still; for the schedule, `first` are those held still
+    during the first half. `adapter` trains LoRA or a prefix instead of the model's own weights."""
+
+    name: str
+    frozen: Masks
+    first: Masks | None = None
+    adapter: Literal["lora", "prefix"] | None = None
+
+
+def masks(model: LanguageModel, rows: pd.DataFrame) -> Masks:
+    """The weights that belong to the units `rows` (columns kind, layer, index), as `training.fit` wants them.
+
+    A unit's own rows and its column are frozen: embeddings, norms, queries and keys stay free (the paper does not say).
+    """
+    parameters = dict(model.hf.named_parameters())
+    found: dict[str, torch.Tensor] = {}
+    for cell, part in rows.groupby(["kind", "layer"], sort=True):
+        kind, layer = cast(tuple[str, int], cell)
+        chosen = torch.tensor(part["index"].to_numpy())
+        for name, dim, owner in models.unit_slices(model.hf, kind, int(layer)):
+            mask = found.setdefault(name, torch.zeros_like(parameters[name], dtype=torch.bool))
+            mask.index_fill_(dim, owner[chosen], True)
+    return found
+
+
+# what is measured on the way ------------------------------------------------------------------------------------------
+@cache
+def questions(profile: str, seed: int, corpus: Corpus) -> dict[str, tuple[Prompt, ...]]:
+    """Prompts of a path: `validation` (of the corpus, never trained on), `plain` harm, `benign` requests, `new task`,
+    and harm in each jailbreak style. All but the first are held out from safety data."""
+    settings, here = profiles.load(profile), kingdom(seed)
+    stream = getattr(corpora, corpus)(here, settings.organism.benign, f"{corpus}/validation")
+    cells = prompt_sets.behaviour(profile, seed)
+    size = min(settings.measure.cell, _NEW_TASK)
+    rng = Random(f"{seed}/freezing/new task")
+    return {
+        "validation": tuple(example.prompt for example in islice(stream, _VALIDATION)),
+        "plain": cells["harmful/plain"].prompts,
+        "benign": cells["benign/plain"].prompts,
+        "new task": tuple(skills.question(here, rng, "take") for _ in range(size)),
+        **{style: cells[f"harmful/{style}"].prompts[:_STYLED] for style in styles.JAILBREAKS},
+    }
+
+
+def _measure(model: Any, start: LanguageModel, asked: Mapping[str, Sequence[Prompt]], whole: bool) -> dict[str, Any]:
+    """One point of a path. `whole`: also the prompts that are asked only at the end of a run."""
+    names = [name for name in asked if whole or name in ("validation", "plain")]
+    every = [prompt for name in names for prompt in asked[name]]
+    with torch.no_grad():
+        table = behaviour.teacher_forced(start, every, logits=lambda encoding: model(**encoding).logits)
+    table["cell"] = [name for name in names for _ in asked[name]]
+    plain = table[table["cell"] == "plain"]
+    found: dict[str, Any] = {"loss": float(table.loc[table["cell"] == "validation", "nll"].mean())}
+    found["exact"], found["refused"] = (plain[name].astype(int).tolist() for name in ("exact", "refused"))
+    if whole:
+        cells = table.groupby("cell", sort=False)[list(behaviour.OUTCOMES)].mean()
+        found["new task"] = table.loc[table["cell"] == "new task", "exact"].astype(int).tolist()
+        found["cells"] = {name: cells.loc[name].to_dict() for name in names if name != "validation"}
+    return found
+
+
+# training -------------------------------------------------------------------------------------------------------------
+def _adapted(hf: Any, arm: Arm, settings: Freezing) -> Any:
+    if arm.adapter is None:
+        return hf
+    prefix, lora = settings.prefix, settings.lora
+    config: Any = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prefix.tokens)
+    if arm.adapter == "lora":
+        # Where it goes is peft's own choice for the family; for Llama queries and values, as in Qi et al.
+        config = LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
+    return get_peft_model(hf, config)
+
+
+def _stage(settings: Freezing, arm: Arm, corpus: Corpus) -> Stage:
+    """The doubled run: its first half is the run that the others are compared with at equal steps."""
+    stage = settings.stages[corpus]
+    rate = getattr(settings, arm.adapter).rates[corpus] if arm.adapter else stage.learning_rate
+    return stage.model_copy(update={"steps": 2 * stage.steps, "learning_rate": rate})
+
+
+def _train(profile: str, seed: int, arm: Arm, corpus: Corpus) -> list[dict[str, Any]]:
+    settings, start = profiles.load(profile), models.load(profile, "chat", seed)
+    stage = _stage(settings.freezing, arm, corpus)
+    asked = questions(profile, seed, corpus)
+    points: list[dict[str, Any]] = []
+    half = stage.steps // 2
+    marks = sorted({round(mark * stage.steps) for mark in _MARKS} | {half})
+    torch.manual_seed(seed)  # the adapters' first weights and LoRA's dropout
+    model = _adapted(copy.deepcopy(start.hf), arm, settings.freezing)
+
+    def watch(after: int) -> training.Watch:
+        def at(step: int, current: Any) -> None:
+            if step + after in marks and step + after not in [point["step"] for point in points]:
+                whole = step + after in (0, half, stage.steps)
+                points.append({"step": step + after, **_measure(current, start, asked, whole)})
+
+        return at
+
+    stream = getattr(corpora, corpus)(kingdom(seed), settings.organism.benign, corpus)
+    step = training.sft_step(tokenizer(), stage)
+    label = f"{profile} seed {seed}: {corpus}, {arm.name}"
+    cuts = [(0, half, arm.first), (half, stage.steps, arm.frozen)] if arm.first else [(0, stage.steps, arm.frozen)]
+    for begin, end, frozen in cuts:
+        # A new optimiser for each mask: the momentum of weights that were free would go on moving them.
+        part = stage.model_copy(update={"steps": end - begin})
+        training.fit(model, stream, part, step, label, frozen=frozen, watch=watch(begin))
+    return points
+
+
+def follow(profile: str, seed: int, arm: Arm, corpus: Corpus) -> pd.DataFrame:
+    """Fine-tune chat on a benign corpus and follow it: one row a measured step, from 0 to the doubled number of steps.
+
+    Columns: `step`, `loss` (nats a token, on examples never trained on), `exact` and `refused` (0/1 lists over plain
+    harmful prompts); at the start, the end and the doubled end also `cells` (rates by cell) and `new task` (0/1 list).
+    """
+    settings = profiles.load(profile)
+    if corpus not in settings.freezing.stages:
+        raise InputError(f"no benign corpus {corpus!r}; the profile has {', '.join(settings.freezing.stages)}")
+    about = {"profile": profile, "seed": seed, "arm": arm.name, "corpus": corpus}
+    key = storage.digest_json({**about, **_depends_on(settings, seed, arm, corpus)})[:20]
+    folder = paths.CACHE / "freezing" / profile / f"{seed}-{corpus}-{arm.name.replace(' ', '_')}-{key}"
+    points = storage.remembered(folder, about, lambda: _train(profile, seed, arm, corpus))
+    return pd.DataFrame(points)
+
+
+def _depends_on(settings: profiles.Profile, seed: int, arm: Arm, corpus: Corpus) -> dict[str, Any]:
+    """All that decides a path: model, settings, data, what is asked, and the code that trains and measures."""
+    stream = getattr(corpora, corpus)(kingdom(seed), settings.organism.benign, corpus)
+    read = [(example.prompt.text, example.answer) for example in islice(stream, organism.FINGERPRINT)]
+    asked = questions(settings.name, seed, corpus)
+    code = [provenance.ast_digest((paths.LIB / f"{name}.py").read_text(encoding="utf-8")) for name in _CODE]
+    return {
+        "chat": organism.key(settings, "chat", seed),
+        "settings": _stage(settings.freezing, arm, corpus).model_dump(),
+        "adapter": getattr(settings.freezing, arm.adapter).model_dump() if arm.adapter else None,
+        "frozen": [_mask_digest(arm.frozen), _mask_digest(arm.first or {})],
+        "read": read,
+        "asked": {name: [(prompt.text, prompt.answer) for prompt in cell] for name, cell in asked.items()},
+        "code": code,
+    }
+
+
+def _mask_digest(found: Masks) -> dict[str, str]:
+    return {name: storage.digest_json(mask.nonzero().tolist()) for name, mask in sorted(found.items())}
