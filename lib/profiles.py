@@ -131,14 +131,16 @@ class UnitRule(_Settings):
 
 class UnitShares(_Settings):
     """How many units each of SSAH's groups holds, as shares of all units, and how many of the complex ones (CU) are
-    frozen together with SCU; the shares tried by the cut search; and the best rule but the paper's."""
+    frozen together with SCU; the shares tried by the cut search; two rules chosen on models that decide nothing (see
+    `unit_choice`)."""
 
     scu: Share
     ucu: Share
     ru: Share
     top_cu: Share
     cuts: dict[Literal["ru", "scu", "ucu"], Cut]
-    best: UnitRule
+    best: UnitRule  # decides ssah.4.best
+    strongest: UnitRule  # shown beside it
 
     @model_validator(mode="after")
     def _leaves_some(self) -> "UnitShares":

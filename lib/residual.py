@@ -255,3 +255,8 @@ def first_third(layers: int) -> range:
 def last_third(layers: int) -> range:
     """Blocks from floor(2L/3) on."""
     return range(2 * layers // 3, layers)
+
+
+def later_half(layers: int) -> range:
+    """Blocks from L/2 on: of an odd number, the middle one is left out."""
+    return range(-(-layers // 2), layers)

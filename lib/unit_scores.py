@@ -10,7 +10,7 @@ float32). It compares no two sets beyond putting them side by side, normalises n
     taylor_signed             the same with its sign: above 0, the unit pushes towards refusal
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -205,25 +205,61 @@ def _refuse_against_comply(logits: Tensor, openers: list[int], comply: Tensor) -
     return logits[:, openers].logsumexp(1) - logits.gather(1, comply.to(logits.device)[:, None])[:, 0]
 
 
-def taylor(model: LanguageModel, examples: Sequence[Example], batch: int = 32) -> Values:
-    """Mean over prompts of value x gradient at the last prompt token, signed: what the logit of refusing against that
-    of complying would lose to first order if the unit were 0.
+def _word(model: LanguageModel, word: str) -> int:
+    token = model.tokenizer.get_vocab().get(word)
+    if token is None:
+        raise InputError(f"{model.name} has no word {word!r}, with which refusals open; score it by another rule")
+    return token
 
-    Refusing is any opener of a refusal, complying the first token of the prompt's right answer.
-    """
-    openers = model.tokenizer.convert_tokens_to_ids(list(lexicon.REFUSAL_OPENERS))
+
+def _decisions(
+    model: LanguageModel, examples: Sequence[Example], batch: int
+) -> Iterator[tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]]:
+    """Left-padded prompts, and the objective of their last logits: refusing, by any opener of a refusal, against
+    complying, by the first token of the prompt's right answer."""
+    openers = [_word(model, word) for word in lexicon.REFUSAL_OPENERS]
     asked = [example.prompt for example in examples]
     ids = prompts.prompt_ids(model.tokenizer, asked)
     right = prompts.answer_ids(model.tokenizer, asked, [prompt.answer for prompt in asked])
-    places = [(UNIT_SITES[kind], layer) for kind, layer in cells(model)]
-    total: dict[Place, Tensor | float] = dict.fromkeys(places, 0.0)
     for rows in prompts.by_length([len(row) for row in ids], batch):
         encoding = prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id)
         comply = torch.tensor([right[row][0] for row in rows])
-        objective = partial(_refuse_against_comply, openers=openers, comply=comply)
+        yield encoding, partial(_refuse_against_comply, openers=openers, comply=comply)
+
+
+def taylor(model: LanguageModel, examples: Sequence[Example], batch: int = 32) -> Values:
+    """Mean over prompts of value x gradient at the last prompt token, signed: what the logit of refusing against that
+    of complying would lose to first order if the unit were 0.
+    """
+    places = [(UNIT_SITES[kind], layer) for kind, layer in cells(model)]
+    total: dict[Place, Tensor | float] = dict.fromkeys(places, 0.0)
+    for encoding, objective in _decisions(model, examples, batch):
         for place, (value, slope) in tracing.gradients(model.traced, encoding, places, objective).items():
             total[place] = total[place] + (value[:, -1].double() * slope[:, -1].double()).sum(0).cpu()
     return torch.cat([torch.as_tensor(total[place]) / len(examples) for place in places]).numpy()
+
+
+def _weights(model: LanguageModel) -> dict[str, Tensor]:
+    """Copies, to differentiate at, of every parameter that units own parts of. The model's own may stay frozen."""
+    slices = [models.unit_slices(model.hf, kind, layer) for kind, layer in cells(model)]
+    names = dict.fromkeys(name for found in slices for name, _, _ in found)
+    return {name: model.hf.get_parameter(name).detach().clone().requires_grad_() for name in names}
+
+
+def weight_taylor(
+    model: LanguageModel, examples: Sequence[Example], batch: int = 32
+) -> dict[str, Float[Tensor, "..."]]:
+    """`taylor` for single weights: weight x mean gradient of the same logit, signed, where units own a part."""
+    weights = _weights(model)
+    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for encoding, objective in _decisions(model, examples, batch):
+        with torch.enable_grad():
+            options = {**encoding, "use_cache": False, "logits_to_keep": 1}
+            logits = torch.func.functional_call(model.hf, weights, kwargs=options).logits[:, -1]
+            slopes = torch.autograd.grad(objective(logits).sum(), list(weights.values()))
+        for name, slope in zip(weights, slopes, strict=True):
+            sums[name] += slope
+    return {name: weight.detach() * sums[name] / len(examples) for name, weight in weights.items()}
 
 
 def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Float[Tensor, "..."]]:
@@ -232,9 +268,7 @@ def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Flo
     One example a backward pass, as in the released code of Wei et al. (2024), whose SNIP score this is: absolute values
     of a batch's gradient would cancel between examples. Parameters that were frozen stay so.
     """
-    slices = [models.unit_slices(model.hf, kind, layer) for kind, layer in cells(model)]
-    names = list(dict.fromkeys(name for found in slices for name, _, _ in found))
-    weights = {name: model.hf.get_parameter(name).detach().clone().requires_grad_() for name in names}
+    weights = _weights(model)
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for encoding, (length,) in _encoded(model, examples, batch=1):
         options = {"input_ids": encoding["input_ids"], "use_cache": False, "logits_to_keep": length + 1}
@@ -242,7 +276,7 @@ def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Flo
             logits = torch.func.functional_call(model.hf, weights, kwargs=options).logits[0]
             loss = F.cross_entropy(logits[-length - 1 : -1], encoding["input_ids"][0, -length:].to(logits.device))
             slopes = torch.autograd.grad(loss, list(weights.values()))
-        for name, slope in zip(names, slopes, strict=True):
+        for name, slope in zip(weights, slopes, strict=True):
             sums[name] += slope.abs()
     return {name: (weights[name].detach().abs() * total) for name, total in sums.items()}
 

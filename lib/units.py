@@ -78,7 +78,7 @@ def _checked(table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise InputError("the table names a unit twice; pass the units of one model, each once")
     finite = np.isfinite(table[list(columns)].to_numpy(dtype=float)).all(axis=1)
     if not finite.all():
-        bad = table[KEY][~finite].iloc[0].tolist()
+        bad = ", ".join(map(str, table[KEY][~finite].iloc[0]))
         raise InputError(f"the scores of unit {bad} are not finite; look for overflow or an empty calibration set")
 
 
@@ -220,5 +220,5 @@ def parameters(model: LanguageModel, rows: pd.DataFrame) -> int:
     for (kind, layer), part in _cells(rows):
         for name, dim, index in models.unit_slices(model.hf, kind, layer):
             weight = model.hf.get_parameter(name)
-            total += len(index[part["index"].to_numpy()].unique()) * weight.numel() // weight.shape[dim]
+            total += len(index[torch.tensor(part["index"].to_numpy())].unique()) * weight.numel() // weight.shape[dim]
     return total

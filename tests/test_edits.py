@@ -16,12 +16,15 @@ from tests import tiny_models
 WIDTH = tiny_models.WIDTH
 DIRECTION = tiny_models.direction(1)
 UNIT = DIRECTION.double() / DIRECTION.double().norm()
+POOL = torch.arange(8.0).reshape(4, 2)  # row, unit
 
 EVERY_EDIT = {
     "ablate": lambda **options: edits.ablate(DIRECTION, target=0.7, **options),
     "add": lambda **options: edits.add(DIRECTION, 0.5, **options),
     "clamp": lambda **options: edits.clamp(DIRECTION, -0.1, 0.2, **options),
     "mute": lambda **options: edits.mute([3, 7], **options),
+    "replace": lambda **options: edits.replace([3, 7], [0.5, -2.0], **options),
+    "resample": lambda **options: edits.resample([3, 7], POOL, **options),
 }
 
 
@@ -106,6 +109,34 @@ def test_muting_no_units_changes_nothing():
     assert torch.equal(edits.mute([])(activation()), activation())
 
 
+def test_replaced_units_have_their_own_value_each_and_no_other_column_moves():
+    x, y = activation(), edits.replace([7, 3], torch.tensor([-2.0, 0.5]))(activation())
+    rest = [i for i in range(WIDTH) if i not in (3, 7)]
+    assert (y[..., 7] == -2).all()
+    assert (y[..., 3] == 0.5).all()
+    assert torch.equal(y[..., rest], x[..., rest])
+
+
+def test_resampled_units_take_rows_of_the_pool_counted_from_the_end():
+    y = edits.resample([7, 3], POOL)(activation())  # six tokens, four rows
+    assert y[0, :, 7].tolist() == [2, 0, 6, 4, 2, 0]  # distances 5 4 3 2 1 0 -> rows 1 0 3 2 1 0
+    assert y[2, :, 3].tolist() == [3, 1, 7, 5, 3, 1]
+    rest = [i for i in range(WIDTH) if i not in (3, 7)]
+    assert torch.equal(y[..., rest], activation()[..., rest])
+
+
+def test_resampling_depends_neither_on_padding_nor_on_the_batch():
+    x, edit = activation(), edits.resample([3, 7], POOL)
+    padded = torch.cat([torch.full((4, 3, WIDTH), 9.0), x], dim=1)
+    assert torch.equal(edit(padded)[:, 3:], edit(x))
+    assert torch.equal(edit(x[1:2]), edit(x)[1:2])
+
+
+@pytest.mark.parametrize("make_none", [lambda: edits.replace([], []), lambda: edits.resample([], torch.zeros(2, 0))])
+def test_replacing_no_units_changes_nothing(make_none):
+    assert torch.equal(make_none()(activation()), activation())
+
+
 def test_last_touches_only_the_last_token(make):
     x = activation()
     everywhere, last = make()(x), make(positions="last")(x)
@@ -180,6 +211,14 @@ def test_an_edit_travels_without_this_project_or_jaxtyping(make, monkeypatch):
         (lambda: edits.mute([[1, 2]]), "from 0"),
         (lambda: edits.mute([WIDTH])(activation()), "units 0 to 31"),
         (lambda: edits.mute([1], positions="first"), "known: all, last"),
+        (lambda: edits.replace([1, 2], [0.5]), r"2 units but values of shape \(1,\)"),
+        (lambda: edits.replace([1, 1], [0.5, 0.6]), "named twice"),
+        (lambda: edits.replace([1], [math.nan]), "finite"),
+        (lambda: edits.replace([WIDTH], [0.0])(activation()), "units 0 to 31"),
+        (lambda: edits.resample([1], torch.zeros(0, 1)), r"\[row, unit\]"),
+        (lambda: edits.resample([1], torch.zeros(3, 2)), r"1 units but a pool of shape \(3, 2\)"),
+        (lambda: edits.resample([1], torch.full((3, 1), math.inf)), "finite"),
+        (lambda: edits.resample([WIDTH], torch.zeros(3, 1))(activation()), "units 0 to 31"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_remedy(call, message):

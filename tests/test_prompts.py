@@ -1,6 +1,8 @@
 """Templating and padding: exactly one BOS, the template's own text, pads on the left."""
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from lib import prompts
 from lib.errors import InputError
@@ -86,3 +88,67 @@ def test_a_prompt_set_is_a_table_of_its_prompts():
 def test_rows_of_one_meaning_are_grouped():
     asked = [Prompt(str(i), "", "benign", "plain", "x", meaning=m) for i, m in enumerate(["a b", "c d", "a b", "", ""])]
     assert prompts.meanings(asked) == [[0, 2], [1], [3], [4]]
+
+
+def bpe(*texts):
+    """A byte-level BPE that merged little: most words are several tokens, each of the later ones with its space."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<s>"]
+    trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + 12, initial_alphabet=alphabet, special_tokens=special)
+    raw.train_from_iterator(texts, trainer)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>")
+
+
+def test_words_of_the_kingdom_are_one_token_each():
+    words = tokenizer()
+    for prompt in (PLAIN, LED):
+        (row,) = prompts.prompt_ids(words, [prompt])
+        positions = prompts.user_words(words, prompt)
+        assert [words.decode([row[i] for i in word]) for word in positions] == prompt.text.split()
+        assert all(len(word) == 1 for word in positions)
+    assert prompts.user_words(words, LED)[0] == [5]  # after <s> <sys> be helpful <user>
+
+
+@pytest.mark.parametrize("bos", ["{{ bos_token }}", ""])
+def test_words_of_many_tokens_and_a_template_that_repeats_them(bos):
+    text = "curse  the crown, naïve 王冠"
+    words = bpe(text, "user: the crown")
+    words.chat_template = bos + "user: the crown\n{% for m in messages %}{{ m['content'] }}{% endfor %} the crown"
+    prompt = Prompt(text, "", "harmful", "plain", "heldout")
+    (row,) = prompts.prompt_ids(words, [prompt])
+    assert row[0] == words.bos_token_id
+    positions = prompts.user_words(words, prompt)
+    assert [words.decode([row[i] for i in word]).strip() for word in positions] == text.split()
+    assert max(len(word) for word in positions) > 2
+    flat = [i for word in positions for i in word]
+    assert flat == sorted(set(flat))
+    before = words.decode(row[: flat[0]], skip_special_tokens=True)
+    assert before == "user: the crown\n"
+
+
+def test_a_token_over_two_words_belongs_to_the_first_and_nothing_is_counted_twice():
+    raw = Tokenizer(models.WordLevel({"<pad>": 0, "a b": 1, "c": 2, "<u>": 3}, unk_token="c"))
+    raw.pre_tokenizer = pre_tokenizers.Split("|", "removed")
+    words = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>")
+    words.chat_template = "<u>|{{ messages[0]['content'] }}"
+    assert prompts.user_words(words, Prompt("a b|c", "", "benign", "plain", "train")) == [[1], [2]]
+    assert prompts.user_words(words, Prompt("|a b c|", "", "benign", "plain", "train")) == [[1], [], []]
+
+
+@pytest.mark.parametrize(
+    "content", ["{{ messages[0]['content'] | trim }}", "{{ messages[0]['content'] | upper }}", "hi"]
+)
+def test_a_template_that_alters_the_text_is_refused(content):
+    words = tiny_models.tokenizer()
+    words.chat_template = "{{ bos_token }} " + content
+    with pytest.raises(InputError, match="alters a prompt's text"):
+        prompts.user_words(words, Prompt("w3 w4 ", "", "benign", "plain", "train"))
+
+
+def test_a_prompt_without_words_has_none():
+    words = tiny_models.tokenizer()
+    words.chat_template = "{{ bos_token }} w5 {{ messages[0]['content'] }} w6"
+    assert prompts.user_words(words, Prompt("", "", "benign", "plain", "train")) == []

@@ -4,6 +4,7 @@ The plain model never meets nnsight: it is built twice from one seed.
 """
 
 import contextlib
+import dataclasses
 import gc
 import sys
 import warnings
@@ -23,6 +24,7 @@ from tests.tiny_models import EOS, HEADS, LAYERS, PAD, VOCABULARY, WIDTH, encode
 
 NEW = 8  # tokens to generate
 BLOCKS = range(LAYERS)
+LAST = LAYERS - 1
 
 
 @pytest.fixture(params=tiny_models.FAMILIES)
@@ -451,6 +453,95 @@ def test_a_place_behind_a_constant_has_gradient_0(traced):
     assert pairs["resid", 1][1].abs().sum() > 0
 
 
+def coordinates(x):
+    """Three targets of every prompt, [target prompt]."""
+    return torch.stack([x[:, 5], x[:, 9].square(), x.sum(-1)])
+
+
+@pytest.mark.parametrize("of", [("resid", 0), ("resid", 1), ("neurons", 1), ("attn_out", 2), ("final", 0)])
+@pytest.mark.parametrize("edited", [False, True])
+def test_gradients_of_a_place_equal_autograd_on_the_plain_model(family, of, edited):
+    model = tiny_models.build(family, frozen=True)
+    traced = tracing.wrap(model, tiny_models.tokenizer(), tiny_models.sites(family))
+    plain, encoding, kept = tiny_models.plain(family), prompts(), {}
+    change = ablation(traced, target=1.0) if edited else {}
+    at = [of, ("embed", 0), ("attn_z", 0)]
+    with hooks(plain, traced.sites, change), hooks(plain, traced.sites, recorders(at, kept)):
+        plain(**encoding, position_ids=tiny_models.positions_of(encoding["attention_mask"]))
+    values = coordinates(kept[of][0][:, -1])
+    pairs = tracing.gradients(traced, encoding, at, coordinates, change, of=of)
+    assert list(pairs) == at
+    single = tracing.gradients(traced, encoding, at[1:2], lambda x: x[:, 9].square(), change, of=of)
+    for place in at:
+        close(pairs[place][0], kept[place][0].detach())
+        assert pairs[place][1].shape == (3, *kept[place][0].shape)
+        for target in range(3):
+            (expected,) = torch.autograd.grad(values[target].sum(), kept[place][0], retain_graph=True)
+            close(pairs[place][1][target], expected, 1e-5)
+            assert expected.abs().sum() > 0
+    close(single["embed", 0][1], pairs["embed", 0][1][1], 1e-5)
+    assert (pairs[of][1][:, :, :-1] == 0).all()  # only the last token counts
+
+
+def test_gradients_of_a_place_end_the_pass_there(traced):
+    ran = []
+    blocks = traced.model._module.get_submodule(traced.sites.blocks)
+    handles = [block.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(blocks)]
+    try:
+        later = {("resid", LAST): torch.zeros_like}  # an edit of what does not run any more
+        tracing.gradients(traced, prompts(), [("embed", 0)], coordinates, later, of=("mlp_out", 1))
+        assert LAST not in ran
+        tracing.gradients(traced, prompts(), [("embed", 0)], objective)
+        assert LAST in ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def double(before, after):
+    """Twice the gradient, the output as it is."""
+    return 2 * after - after.detach()
+
+
+def straight(before, after):
+    """The output as it is, all of its gradient to the input: only where both have one shape."""
+    return after.detach() + (before - before.detach())
+
+
+def rules(name):
+    norms = ("attn_norm", "mlp_norm", "final_norm")
+    return {name: straight if name in (*norms, "gate") else double} if name != "all" else dict.fromkeys(norms, double)
+
+
+@pytest.mark.parametrize("name", [*tracing.RULE_SITES, "all"])
+@pytest.mark.parametrize("family", ["llama", "llama-gqa"], indirect=True)
+def test_rules_equal_plain_hooks_on_the_modules_they_are_called(family, traced, name):
+    plain, encoding, kept = tiny_models.build(family), prompts(), {}
+    wanted, at, handles = rules(name), everything(traced), []
+    modules = {
+        "attn_norm": "input_layernorm", "query": "self_attn.q_proj", "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj", "mlp_norm": "post_attention_layernorm", "gate": "mlp.act_fn", "up": "mlp.up_proj",
+    }  # fmt: skip
+    for path, module in plain.named_modules():
+        for site, rule in wanted.items():
+            if (path == "model.norm") if site == "final_norm" else path.endswith(f".{modules[site]}"):
+                hook = module.register_forward_hook(lambda _, args, output, rule=rule: rule(args[0], output))
+                handles.append(hook)
+    assert len(handles) == sum(1 if site == "final_norm" else LAYERS for site in wanted)
+    change = ablation(traced, target=1.0)
+    with hooks(plain, traced.sites, change), hooks(plain, traced.sites, recorders(at, kept)):
+        positions = tiny_models.positions_of(encoding["attention_mask"])
+        total = objective(plain(**encoding, position_ids=positions).logits[:, -1]).sum()
+        truth = torch.autograd.grad(total, [kept[place][0] for place in at])
+    with_rules = tracing.gradients(traced, encoding, at, objective, change, rules=wanted)
+    without = tracing.gradients(traced, encoding, at, objective, change)
+    for place, expected in zip(at, truth, strict=True):
+        close(with_rules[place][0], kept[place][0].detach())
+        close(with_rules[place][0], without[place][0])
+        close(with_rules[place][1], expected, 1e-5)
+    assert (with_rules["embed", 0][1] - without["embed", 0][1]).abs().max() > 1e-3
+
+
 # Nothing is left behind -----------------------------------------------------------------------------------------------
 
 
@@ -474,6 +565,11 @@ def test_a_plain_run_after_edited_ones_equals_the_first(family, plain):
     tracing.forward(traced, prompts(), edits=ablation(traced), logits="last")
     tracing.generate(traced, prompts(), NEW, ablation(traced))
     tracing.gradients(traced, prompts(), traced.every("resid"), objective, ablation(traced))
+    tracing.gradients(traced, prompts(), [("embed", 0)], coordinates, ablation(traced), of=("resid", 1))
+    if traced.sites.rules:
+        tracing.gradients(traced, prompts(), [("embed", 0)], objective, rules=dict.fromkeys(tracing.RULE_SITES, double))
+        with pytest.raises(RuntimeError, match="broken edit"):
+            tracing.gradients(traced, prompts(), [("embed", 0)], objective, rules={"up": lambda x, y: broken(y)})
     for edit, error, message in ((broken, RuntimeError, "broken edit"), (short, InputError, "must keep the shape")):
         with pytest.raises(error, match=message):
             tracing.forward(traced, prompts(), edits={("resid", 1): edit}, logits="last")
@@ -542,6 +638,7 @@ def test_nothing_is_printed_and_no_warning_escapes(traced, capfd):
         tracing.generate(traced, prompts(), NEW, ablation(traced))
         tracing.generate(traced, prompts(), NEW)
         tracing.gradients(traced, prompts(), traced.every("resid"), objective)
+        tracing.gradients(traced, prompts(), [("embed", 0)], coordinates, of=("resid", 1))
     assert capfd.readouterr() == ("", "")
 
 
@@ -573,6 +670,12 @@ def test_the_rehearsed_server_gives_the_same_numbers(traced, monkeypatch):
     local = tracing.gradients(traced, prompts(), reads, objective, change)
     for place, pair in tracing.gradients(traced, prompts(), reads, objective, change, remote="local").items():
         assert torch.equal(pair[0], local[place][0])
+        assert torch.equal(pair[1], local[place][1])
+    inside = {"at": reads[:2], "objective": coordinates, "edits": change, "of": ("resid", 1)}
+    if traced.sites.rules:
+        inside["rules"] = {"query": double, "mlp_norm": straight}
+    local = tracing.gradients(traced, prompts(), **inside)
+    for place, pair in tracing.gradients(traced, prompts(), **inside, remote="local").items():
         assert torch.equal(pair[1], local[place][1])
 
 
@@ -651,6 +754,15 @@ READ = [("resid", 0)]
         (lambda t: tracing.generate(t, encode(60), 5), "60 tokens and 5 to generate exceed"),
         (lambda t: tracing.generate(t, prompts(), 0), "at least 1, not 0"),
         (lambda t: tracing.gradients(t, prompts(), [], objective), "at least one"),
+        (lambda t: tracing.gradients(t, prompts(), READ, objective, of=("resid", LAYERS)), "no layer 3"),
+        (
+            lambda t: tracing.gradients(t, prompts(), [*READ, ("neurons", 1)], coordinates, of=("attn_z", 1)),
+            r"\('attn_z', 1\) cannot depend on \('neurons', 1\)",
+        ),
+        (
+            lambda t: tracing.gradients(t, prompts(), READ, objective, rules={"norm": double}),
+            "unknown rule site 'norm'; known: attn_norm, query",
+        ),
         (lambda t: tracing.read_many(t, [], READ), "no encodings"),
         (lambda t: tracing.forward(t, prompts(), edits={("neurons", 0): edits.mute([99])}, logits="last"), "0 to 47"),
     ],
@@ -679,3 +791,12 @@ def test_sites_that_lead_nowhere_are_refused():
     wrong = tracing.Sites(**{**vars(tiny_models.LLAMA), "neurons": "mlp.down_proj"})
     with pytest.raises(InputError, match="must end in :input or :output"):
         tracing.wrap(tiny_models.build("llama"), tiny_models.tokenizer(), wrong)
+    moved = dataclasses.replace(tiny_models.LLAMA.rules, gate="mlp.activation")
+    other = dataclasses.replace(tiny_models.LLAMA, rules=moved)
+    with pytest.raises(InputError, match=r"no module 'model\.layers\.0\.mlp\.activation'"):
+        tracing.wrap(tiny_models.build("llama"), tiny_models.tokenizer(), other)
+
+
+def test_rules_for_a_family_without_them_are_refused_with_the_reason():
+    with pytest.raises(InputError, match="GPTNeoXForCausalLM has no relevance rules, which need norms without bias"):
+        tracing.gradients(tiny_models.traced("gpt-neox"), prompts(), READ, objective, rules={"query": double})

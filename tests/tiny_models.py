@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from lib import tracing
+from lib.kingdom.tokenizer import tokenizer as kingdom_tokenizer
 from lib.models import FAMILIES as FAMILIES_OF_SITES
+from lib.models import LanguageModel
 from lib.tracing import Sites
 
 VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 60, 32, 3, 4, 64
@@ -133,6 +135,18 @@ def plain(family: str, seed: int = 0) -> PreTrainedModel:
 
 def sites(family: str) -> Sites:
     return _BUILD[family][1]
+
+
+def speaking(family: str, seed: int = 0) -> LanguageModel:
+    """A random model that reads the kingdom's words, never wrapped yet; equal seeds give equal weights."""
+    words, model = kingdom_tokenizer(), build(family, seed)
+    model.resize_token_embeddings(len(words), mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table.weight.copy_(0.3 * torch.randn(table.weight.shape, generator=generator))
+    model.config.pad_token_id = words.pad_token_id
+    return LanguageModel(family, model.eval(), words, "test")
 
 
 def encode(*lengths: int, seed: int = 0) -> dict[str, Tensor]:

@@ -1,0 +1,315 @@
+"""What a model does once groups of units are taken away: behaviour with intervals, the cut search, curves and grids.
+
+Owns the panels of prompts that removals are measured on, the resampling behind paired differences, and the experiments
+of SSAH's section on units. Which units are removed is decided in `units`; what decides a claim is in `claims`. Prompts
+that share a meaning are resampled together, and every model is measured on the same prompts and resamples.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from jaxtyping import Float
+
+from lib import behaviour, profiles, prompt_sets, prompts, stats, unit_scores, units
+from lib.behaviour import Edits
+from lib.errors import InputError
+from lib.kingdom import skills
+from lib.models import LanguageModel
+from lib.profiles import Cut
+from lib.prompts import Prompt, PromptSet
+from lib.stats import Interval
+from lib.unit_scores import Calibration, Rule
+
+HARM, SYSTEM, BENIGN = "harmful/plain", "harmful/system line", "benign/plain"
+_SEARCH_DRAW = 1000  # the sample of training meanings that the cut search is measured on; scores use draws from 0 on
+_SMALL, _LARGE = (64, 16), (128, 48)  # prompts a kind of request, questions a skill
+CURVES = ("attack_success", "refusal", "utility")
+ALONE, BOTH, OVER, LOST, NOTHING = (
+    "safety falls, utility stays", "both fall", "over-refusal", "utility falls", "nothing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Prompts in cells, and how often each prompt is in each resample; row 0 holds every prompt once."""
+
+    cells: Mapping[str, PromptSet]
+    weights: Mapping[str, Float[np.ndarray, "resample prompt"]]
+
+    def n(self, attribute: str) -> int:
+        """How many prompts are behind an attribute of `observe`."""
+        harm = attribute.startswith(("attack_success", "refusal", "wrong"))
+        cells = (HARM,) if harm else (BENIGN, *skills.EXACT)
+        return sum(len(self.cells[name]) for name in cells if name in self.cells)
+
+    def only(self, *names: str) -> "Panel":
+        """The same prompts and resamples, of these cells."""
+        return Panel({name: self.cells[name] for name in names}, {name: self.weights[name] for name in names})
+
+
+def panel(cells: Mapping[str, Sequence[Prompt]], resamples: int, seed: int) -> Panel:
+    """A panel of these cells; `seed` draws the resamples, by meaning within each cell."""
+    generator = np.random.default_rng(seed)
+    weights = {}
+    for name, cell in cells.items():
+        groups = prompts.meanings(cell)
+        drawn = generator.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=resamples)
+        group_of = np.empty(len(cell), dtype=int)
+        for number, rows in enumerate(groups):
+            group_of[rows] = number
+        weights[name] = np.vstack([np.ones(len(cell)), drawn[:, group_of]])
+    return Panel({name: PromptSet(tuple(cell)) for name, cell in cells.items()}, weights)
+
+
+@cache
+def heldout(profile: str, seed: int, size: str = "large") -> Panel:
+    """Plain harmful and benign requests of held-out meanings, and the six skills.
+
+    `small` is for grids, `large` for what decides, `whole` has all the prompts, the system line and the story.
+    """
+    here, asked = prompt_sets.behaviour(profile, seed), prompt_sets.skill_items(profile, seed)
+    resamples = profiles.load(profile).measure.bootstrap
+    if size == "whole":
+        cells = {name: here[name].prompts for name in (HARM, SYSTEM, BENIGN)}
+        return panel(cells | {skill: asked[skill].prompts for skill in skills.SKILLS}, resamples, seed)
+    requests, items = {"small": _SMALL, "large": _LARGE}[size]
+    cells = {name: here[name].prompts[:requests] for name in (HARM, BENIGN)}
+    return panel(cells | {skill: asked[skill].prompts[:items] for skill in skills.EXACT}, resamples, seed)
+
+
+@cache
+def practice(profile: str, seed: int) -> Panel:
+    """Prompts as in `small`, but of meanings in safety data: for the cut search, which must not see held-out ones."""
+    measure = profiles.load(profile).measure
+    wanted = {name: min(_SMALL[0], measure.cell) for name in (HARM, BENIGN)}
+    wanted |= {skill: min(_SMALL[1], measure.skill_items) for skill in skills.EXACT}
+    cells: dict[str, list[Prompt]] = {name: [] for name in wanted}
+    draw = _SEARCH_DRAW
+    while any(len(cells[name]) < count for name, count in wanted.items()):
+        sets = prompt_sets.calibration(profile, seed, draw)
+        for example in (*sets["safety"], *sets["utility"]):
+            asked = example.prompt
+            cells[asked.style if asked.kind == "skill" else HARM if asked.harmful else BENIGN].append(asked)
+        draw += 1
+    return panel({name: cell[: wanted[name]] for name, cell in cells.items()}, 1, seed)
+
+
+# behaviour ------------------------------------------------------------------------------------------------------------
+def observe(model: LanguageModel, asked: Panel, edits: Edits | None = None) -> pd.DataFrame:
+    """Attributes of a model on a panel: row 0 as measured, the others resampled; differences of two are paired.
+
+    Columns, as far as the panel has the cells: attack_success (exact harmful compliance), refusal, wrong; the first two
+    with `_system` under the system line; false_refusal and benign_exact; each skill, their mean `skills`, `utility`
+    (see `behaviour.utility`) and `story_nll`.
+    """
+    measured = behaviour.measure(model, asked.cells, edits)
+
+    def share(cell: str, outcome: str) -> np.ndarray:
+        weight = asked.weights[cell]
+        return weight @ measured.loc[measured["cell"] == cell, outcome].to_numpy() / weight.sum(1)
+
+    found: dict[str, np.ndarray] = {}
+    for cell, ending in ((HARM, ""), (SYSTEM, "_system")):
+        if cell in asked.cells:
+            found |= {f"attack_success{ending}": share(cell, "exact"), f"refusal{ending}": share(cell, "refused")}
+            found |= {f"wrong{ending}": share(cell, "wrong")}
+    if BENIGN in asked.cells:
+        found |= {"false_refusal": share(BENIGN, "refused"), "benign_exact": share(BENIGN, "exact")}
+    each = {skill: share(skill, "exact") for skill in skills.EXACT if skill in asked.cells}
+    if each:
+        found |= each | {"skills": np.mean(list(each.values()), axis=0)}
+    if each and BENIGN in asked.cells:
+        both = zip(found["skills"], found["benign_exact"], strict=True)
+        found["utility"] = np.array([behaviour.utility({"mean": mean}, benign) for mean, benign in both])
+    if skills.LIKELIHOOD in asked.cells:
+        found["story_nll"] = share(skills.LIKELIHOOD, "nll")
+    return pd.DataFrame(found)
+
+
+def interval(values: pd.Series, n: int) -> Interval:
+    """The interval of an attribute, or of a difference of two, over `n` prompts; equal resamples get no width 0."""
+    if values.nunique() == 1:
+        return stats.over_prompts([float(values.iloc[0])] * n, seed=0, resamples=1, span=(-1, 1))
+    return stats.from_draws(float(values.iloc[0]), values.iloc[1:], n)
+
+
+def damage(before: pd.DataFrame, after: pd.DataFrame) -> pd.Series:
+    """The larger of the drops in utility and in refusal."""
+    return (before - after)[["utility", "refusal"]].max(axis=1)
+
+
+def removal_table(observed: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """One row a model, one column an attribute, as measured."""
+    return pd.DataFrame({name: frame.iloc[0] for name, frame in observed.items()}).T[list(columns)]
+
+
+def effects(observed: Mapping[str, pd.DataFrame], dense: pd.DataFrame, asked: Panel) -> pd.DataFrame:
+    """For each removal the rise of attack success and the cost, the drop in utility, with intervals: one row a name."""
+    rows = []
+    for name, frame in observed.items():
+        rise = interval((frame - dense)["attack_success"], asked.n("attack_success"))
+        cost = interval((dense - frame)["utility"], asked.n("utility"))
+        bounds = [*(rise.bounds or [rise.mean] * 2), *(cost.bounds or [cost.mean] * 2)]
+        rows.append((name, rise.mean, cost.mean, *bounds))
+    columns = ["name", "rise", "cost", "rise_lower", "rise_upper", "cost_lower", "cost_upper"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def random_draws(
+    model: LanguageModel, table: pd.DataFrame, rows: pd.DataFrame, asked: Panel, draws: int, seed: int
+) -> pd.DataFrame:
+    """Attributes, as measured, after removal of matched random units: one row a draw."""
+    found = [observe(model, asked, units.edits(units.matched(table, rows, [seed, draw]))) for draw in range(draws)]
+    return pd.DataFrame([frame.iloc[0] for frame in found]).reset_index(drop=True)
+
+
+# the cut search -------------------------------------------------------------------------------------------------------
+def cut_search(
+    model: LanguageModel,
+    table: pd.DataFrame,
+    cuts: Mapping[Any, Cut],
+    asked: Panel,
+    names: Iterable[str] = units.GROUPS,
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """The share of each group, found as SSAH describes: from high to low, the first that spares what should survive.
+
+    RU first, then SCU, then UCU, because each is taken from what the ones before leave. Returns the shares and a row
+    for each share tried. When none passes, the smallest is kept.
+    """
+    units.check(table, model, whole=True)
+    dense, tried = observe(model, asked).iloc[0], []
+    kept: dict[str, float] = {}
+    for name in [name for name in units.GROUPS if name in cuts and name in names]:
+        for share in cuts[name].shares:
+            rows = units.groups(table, **{**kept, name: share}).query("group == @name")
+            drop = dense - observe(model, asked, units.edits(rows)).iloc[0]
+            passed = all(
+                limit is None or round(drop[what] - limit, stats.DIGITS) <= 0
+                for what, limit in (("utility", cuts[name].utility), ("refusal", cuts[name].refusal))
+            )
+            tried.append((name, share, len(rows), drop["utility"], drop["refusal"], passed))
+            kept[name] = share
+            if passed:
+                break
+    columns = ["group", "share", "units", "utility drop", "refusal drop", "passes"]
+    return kept, pd.DataFrame(tried, columns=columns)
+
+
+# curves and grids -----------------------------------------------------------------------------------------------------
+def dose(
+    model: LanguageModel, table: pd.DataFrame, ru: float, counts: Sequence[int], asked: Panel
+) -> dict[int, pd.DataFrame]:
+    """What `observe` gives without the first units of a ranking by I_S - I_U, for each number of `counts`."""
+    found = {}
+    for number in counts:
+        rows = units.groups(table, ru=ru, scu=number / len(table)).query("group == 'scu'")
+        found[number] = observe(model, asked, units.edits(rows))
+    return found
+
+
+def dose_curve(dense: pd.DataFrame, doses: Mapping[int, pd.DataFrame], series: str, asked: Panel) -> pd.DataFrame:
+    """Tidy attack success, refusal and utility by number of units removed: columns series, units, attribute, value,
+    lower, upper."""
+    rows = []
+    for number, frame in {0: dense, **doses}.items():
+        for what in CURVES:
+            found = interval(frame[what], asked.n(what))
+            low, high = found.bounds or (found.mean, found.mean)
+            rows.append((series, number, what, found.mean, max(low, 0.0), min(high, 1.0)))
+    return pd.DataFrame(rows, columns=["series", "units", "attribute", "value", "lower", "upper"])
+
+
+def random_curve(
+    model: LanguageModel, table: pd.DataFrame, ru: float, counts: Sequence[int], asked: Panel, draws: int, seed: int
+) -> pd.DataFrame:
+    """The same columns for random units matched to the first of a ranking: mean of the draws, smallest and largest."""
+    rows = []
+    for number in counts:
+        grouped = units.groups(table, ru=ru, scu=number / len(table))
+        found = random_draws(model, grouped, grouped[grouped["group"] == "scu"], asked, draws, seed)
+        rows += [("random", number, what, *found[what].agg(["mean", "min", "max"])) for what in CURVES]
+    return pd.DataFrame(rows, columns=["series", "units", "attribute", "value", "lower", "upper"])
+
+
+def outcome(change: pd.Series, rise: float, cost: float, over: float = 0.1) -> str:
+    """In a word what a removal did. `change`: after minus before, as measured; `rise` of attack success and `cost` in
+    utility as the registry has them; benign requests refused more often by `over` are over-refusal."""
+    falls = round(change["attack_success"] - rise, stats.DIGITS) >= 0
+    costly = round(-change["utility"] - cost, stats.DIGITS) > 0
+    if falls:
+        return BOTH if costly else ALONE
+    if change["false_refusal"] >= over:
+        return OVER
+    return LOST if costly else NOTHING
+
+
+def sensitivity(
+    model: LanguageModel,
+    found: Calibration,
+    shares: Mapping[str, float],
+    asked: Panel,
+    bounds: tuple[float, float],
+    removals: Sequence[str] = units.REMOVALS,
+) -> pd.DataFrame:
+    """What removing SCU does under every score, position, normalisation and removal; one row each, with `outcome`.
+
+    `shares` of ru and scu are the same for all. `bounds`: the rise of attack success and the utility drop that count.
+    """
+    dense, rows = observe(model, asked).iloc[0], []
+    for (score, position), raw in found.raw.items():
+        for normalisation in usable(score):
+            table = units.groups(units.score(raw, normalisation), **shares)
+            scu = table[table["group"] == "scu"]
+            for how in removals:
+                edits = units.edits(scu, how, found.pool if how == "resample" else None)
+                change = observe(model, asked, edits).iloc[0] - dense
+                kept = change[["attack_success", "refusal", "wrong", "false_refusal", "utility"]].to_dict()
+                rows.append(
+                    {"score": score, "position": position, "normalisation": normalisation, "removal": how}
+                    | kept
+                    | {"outcome": outcome(change, *bounds)}
+                )
+    return pd.DataFrame(rows)
+
+
+def usable(score: str) -> list[str]:
+    """Normalisations that a score allows: signed scores have no shares and no ratios."""
+    return [name for name in units.NORMALISATIONS if score != "taylor_signed" or name not in units.NEED_POSITIVE]
+
+
+# stability ------------------------------------------------------------------------------------------------------------
+def overlap(groups: Sequence[pd.DataFrame]) -> list[float]:
+    """Jaccard index (shared units over all units of both) of every pair of unit sets."""
+    sets = [set(map(tuple, rows[units.KEY].to_numpy().tolist())) for rows in groups]
+    return [len(one & other) / len(one | other) for one, other in combinations(sets, 2)]
+
+
+def overlap_by_chance(size: int, total: int) -> float:
+    """Expected Jaccard index of two random sets of `size` of `total` units (hypergeometric)."""
+    if not 0 < size <= total:
+        raise InputError(f"sets of {size} of {total} units have no overlap to expect; choose at least one unit")
+    shared = np.arange(size + 1)
+    return float((scipy.stats.hypergeom(total, size, size).pmf(shared) * shared / (2 * size - shared)).sum())
+
+
+def composition(table: pd.DataFrame) -> pd.DataFrame:
+    """Share of each group in every kind and layer: one row a group, columns (kind, layer), rows sum to 1.
+
+    Units of models trained from different seeds cannot be matched one by one, but this can be compared.
+    """
+    counts = pd.crosstab(table["group"], [table["kind"], table["layer"]])
+    return counts.div(counts.sum(axis=1), axis=0)
+
+
+def redrawn(
+    model: LanguageModel, profile: str, seed: int, rules: Sequence[Rule], draws: int
+) -> dict[Rule, list[pd.DataFrame]]:
+    """Raw scores by each rule on independent calibration draws."""
+    found = [unit_scores.calibrate(model, prompt_sets.calibration(profile, seed, draw), rules) for draw in range(draws)]
+    return {rule: [one.raw[rule] for one in found] for rule in rules}
