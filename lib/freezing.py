@@ -6,6 +6,7 @@ the cache under a key of everything it depends on, this code included, so that n
 """
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,16 +29,16 @@ from lib.prompts import Prompt
 from lib.training import Masks
 
 _CODE = ("freezing", "training", "behaviour", "prompts")  # what trains and measures; the data enter keys by content
-_MARKS = (0, 0.04, 0.08, 0.13, 0.19, 0.26, 0.36, 0.5, 0.7, 1.0)  # of the doubled run: where the path is measured
-_VALIDATION = 128  # examples of the corpus that are not trained on
+_MARKS = (0, 0.06, 0.1, 0.16, 0.25, 0.36, 0.5, 0.7, 1.0)  # of the followed run: where the path is measured
+_VALIDATION = 64  # examples of the corpus that are not trained on
 _NEW_TASK = 128  # questions of the new task
-_STYLED = 16  # prompts of each jailbreak style, at the end of the run and of the doubled run
+_STYLED = 16  # prompts of each jailbreak style, after the planned and the doubled steps
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way of fine-tuning. `frozen` are the weights held still; for the schedule, `first` are those held still
-    during the first half. `adapter` trains LoRA or a prefix instead of the model's own weights."""
+    during the planned steps. `adapter` trains LoRA or a prefix instead of the model's own weights."""
 
     name: str
     frozen: Masks
@@ -81,7 +82,7 @@ def questions(profile: str, seed: int, corpus: Corpus) -> dict[str, tuple[Prompt
 
 
 def _measure(model: Any, start: LanguageModel, asked: Mapping[str, Sequence[Prompt]], whole: bool) -> dict[str, Any]:
-    """One point of a path. `whole`: also the prompts that are asked only at the end of a run."""
+    """One point of a path. `whole`: also the prompts that are asked only after the planned and the doubled steps."""
     names = [name for name in asked if whole or name in ("validation", "plain")]
     every = [prompt for name in names for prompt in asked[name]]
     with torch.no_grad():
@@ -106,14 +107,16 @@ def _adapted(hf: Any, arm: Arm, settings: Freezing) -> Any:
     if arm.adapter == "lora":
         # Where it goes is peft's own choice for the family; for Llama queries and values, as in Qi et al.
         config = LoraConfig(task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
-    return get_peft_model(hf, config)
+    with warnings.catch_warnings():  # of a name that transformers is about to change and peft still reads
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(hf, config)
 
 
 def _stage(settings: Freezing, arm: Arm, corpus: Corpus) -> Stage:
-    """The doubled run: its first half is the run that the others are compared with at equal steps."""
+    """The whole run that is followed, at the rate of the arm."""
     stage = settings.stages[corpus]
     rate = getattr(settings, arm.adapter).rates[corpus] if arm.adapter else stage.learning_rate
-    return stage.model_copy(update={"steps": 2 * stage.steps, "learning_rate": rate})
+    return stage.model_copy(update={"steps": settings.followed[corpus] * stage.steps, "learning_rate": rate})
 
 
 def _train(profile: str, seed: int, arm: Arm, corpus: Corpus) -> list[dict[str, Any]]:
@@ -121,15 +124,15 @@ def _train(profile: str, seed: int, arm: Arm, corpus: Corpus) -> list[dict[str, 
     stage = _stage(settings.freezing, arm, corpus)
     asked = questions(profile, seed, corpus)
     points: list[dict[str, Any]] = []
-    half = stage.steps // 2
-    marks = sorted({round(mark * stage.steps) for mark in _MARKS} | {half})
+    planned = settings.freezing.stages[corpus].steps
+    marks = {round(mark * stage.steps) for mark in _MARKS} | {planned, 2 * planned}
     torch.manual_seed(seed)  # the adapters' first weights and LoRA's dropout
     model = _adapted(copy.deepcopy(start.hf), arm, settings.freezing)
 
     def watch(after: int) -> training.Watch:
         def at(step: int, current: Any) -> None:
             if step + after in marks and step + after not in [point["step"] for point in points]:
-                whole = step + after in (0, half, stage.steps)
+                whole = step + after in (planned, 2 * planned)
                 points.append({"step": step + after, **_measure(current, start, asked, whole)})
 
         return at
@@ -137,7 +140,9 @@ def _train(profile: str, seed: int, arm: Arm, corpus: Corpus) -> list[dict[str, 
     stream = getattr(corpora, corpus)(kingdom(seed), settings.organism.benign, corpus)
     step = training.sft_step(tokenizer(), stage)
     label = f"{profile} seed {seed}: {corpus}, {arm.name}"
-    cuts = [(0, half, arm.first), (half, stage.steps, arm.frozen)] if arm.first else [(0, stage.steps, arm.frozen)]
+    cuts = [(0, stage.steps, arm.frozen)]
+    if arm.first:
+        cuts = [(0, planned, arm.first), (planned, stage.steps, arm.frozen)]
     for begin, end, frozen in cuts:
         # A new optimiser for each mask: the momentum of weights that were free would go on moving them.
         part = stage.model_copy(update={"steps": end - begin})
@@ -146,10 +151,10 @@ def _train(profile: str, seed: int, arm: Arm, corpus: Corpus) -> list[dict[str, 
 
 
 def follow(profile: str, seed: int, arm: Arm, corpus: Corpus) -> pd.DataFrame:
-    """Fine-tune chat on a benign corpus and follow it: one row a measured step, from 0 to the doubled number of steps.
+    """Fine-tune chat on a benign corpus and follow it: one row a measured step, from 0 to the last that is followed.
 
     Columns: `step`, `loss` (nats a token, on examples never trained on), `exact` and `refused` (0/1 lists over plain
-    harmful prompts); at the start, the end and the doubled end also `cells` (rates by cell) and `new task` (0/1 list).
+    harmful prompts); after the planned and the doubled steps also `cells` (rates by cell) and `new task` (0/1 list).
     """
     settings = profiles.load(profile)
     if corpus not in settings.freezing.stages:
@@ -170,6 +175,7 @@ def _depends_on(settings: profiles.Profile, seed: int, arm: Arm, corpus: Corpus)
     return {
         "chat": organism.key(settings, "chat", seed),
         "settings": _stage(settings.freezing, arm, corpus).model_dump(),
+        "planned": settings.freezing.stages[corpus].steps,
         "adapter": getattr(settings.freezing, arm.adapter).model_dump() if arm.adapter else None,
         "frozen": [_mask_digest(arm.frozen), _mask_digest(arm.first or {})],
         "read": read,

@@ -23,6 +23,7 @@ NOTHING, SCU, TOP, ALL = "nothing frozen", "SCU", "SCU + top CU", "SCU + all CU"
 SCHEDULE = "SCU + all CU, then SCU + top CU"
 RANDOM = {TOP: "random, as many as SCU + top CU", ALL: "random, as many as SCU + all CU"}
 LORA, PREFIX = "LoRA", "prefix tuning"
+LEAST_RISE = 0.1  # of attack success with nothing frozen, at the compared loss: what `ssah.7` requires
 UNIT_ARMS = (NOTHING, SCU, TOP, ALL, SCHEDULE, *RANDOM.values())
 
 
@@ -136,21 +137,28 @@ def share_taken(
     return stats.bootstrap(_taken, before, free.exact, held.exact, seed=seed, resamples=resamples)
 
 
+def taken(
+    found: Matched, before: Float[np.ndarray, "prompt"], arm: str, seed: int, resamples: int
+) -> list[Interval | None]:
+    """`share_taken` of each draw of an arm; None where it does not reach the loss or nothing rises unfrozen."""
+    free = found[NOTHING][0]
+    if free is None or free.exact.mean() <= before.mean():
+        return [None] * len(found[arm])
+    return [None if one is None else share_taken(before, free, one, seed, resamples) for one in found[arm]]
+
+
 def equal_loss_table(paths: pd.DataFrame, loss: float, seed: int, resamples: int) -> pd.DataFrame:
     """One row an arm and draw at equal loss: `steps`, `success`, `taken` with `lower` and `upper`; None where an arm
     does not reach the loss or the unfrozen rise is not positive."""
-    found, before = matched(paths, loss), start(paths)
-    free = found[NOTHING][0]
-    rises = free is not None and free.exact.mean() > before.mean()
-    rows = []
+    found, before, rows = matched(paths, loss), start(paths), []
     for name, places in found.items():
-        for draw, place in enumerate(places):
+        shares = taken(found, before, name, seed, resamples)
+        for draw, (place, share) in enumerate(zip(places, shares, strict=True)):
             row: dict[str, object] = {"arm": name, "draw": draw, "reaches the loss": place is not None}
             if place is not None:
                 row |= {"steps": place.step, "success": float(place.exact.mean())}
-            if place is not None and free is not None and rises:
-                taken = share_taken(before, free, place, seed, resamples)
-                row |= {"taken": taken.mean, "lower": taken.lower, "upper": taken.upper}
+            if share is not None:
+                row |= {"taken": share.mean, "lower": share.lower, "upper": share.upper}
             rows.append(row)
     columns = ["arm", "draw", "reaches the loss", "steps", "success", "taken", "lower", "upper"]
     return pd.DataFrame(rows).reindex(columns=columns)
@@ -161,10 +169,41 @@ def more_success(one: AtLoss, other: AtLoss, seed: int, resamples: int) -> Inter
     return stats.over_prompts(one.exact - other.exact, seed=seed, resamples=resamples, span=(-1, 1))
 
 
+@dataclass(frozen=True)
+class Against:
+    """An adapter beside frozen units, at the lowest loss that it and all unit arms reach."""
+
+    loss: float
+    rise: float  # of attack success with nothing frozen
+    success: Mapping[str, float]  # by arm
+    difference: Interval  # adapter minus SCU + all CU
+
+
+def against(paths: pd.DataFrame, adapter: str, seed: int, resamples: int) -> Against:
+    """Compare an adapter with SCU + all CU. Loss falls in all runs, so each reaches the loss; see `compared_loss`."""
+    loss = compared_loss(paths, (*UNIT_ARMS, adapter))
+    found = {name: places[0] for name, places in matched(paths, loss).items() if name in (NOTHING, ALL, adapter)}
+    here = {name: place for name, place in found.items() if place is not None}
+    success = {name: float(place.exact.mean()) for name, place in here.items()}
+    difference = more_success(here[adapter], here[ALL], seed, resamples)
+    return Against(loss, success[NOTHING] - float(start(paths).mean()), success, difference)
+
+
+# published ------------------------------------------------------------------------------------------------------------
+def published_taken(table: pd.DataFrame) -> pd.DataFrame:
+    """Share of the unfrozen rise that freezing takes away, computed from SSAH Table 2: columns model, benchmark, judge,
+    corpus, arm, taken."""
+    key = ["model", "benchmark", "judge", "corpus"]
+    wide = table.pivot(index=key, columns="arm", values="value")
+    rise = wide["full"] - wide["initial"]
+    found = {arm: 1 - (wide[arm] - wide["initial"]) / rise for arm in (TOP, ALL)}
+    return pd.DataFrame(found).reset_index().melt(key, var_name="arm", value_name="taken")
+
+
 # equal steps ----------------------------------------------------------------------------------------------------------
 def step_table(paths: pd.DataFrame) -> pd.DataFrame:
-    """What each arm does at the end of the run and of the doubled run, means over draws: columns as measured."""
-    ends = paths[paths["cells"].notna() & (paths["step"] > 0)]
+    """What each arm does after the planned and the doubled steps, means over draws: columns as measured."""
+    ends = paths[paths["cells"].notna()]
     rows = []
     for _, point in ends.iterrows():
         cells = point["cells"]
@@ -179,8 +218,9 @@ def step_table(paths: pd.DataFrame) -> pd.DataFrame:
 
 
 def new_task_loss(paths: pd.DataFrame, held: str) -> Interval:
-    """Accuracy on the new task lost by freezing: nothing frozen minus `held`, both after the doubled run."""
-    last = paths[paths["step"] == paths["step"].max()]
+    """Accuracy on the new task lost by freezing: nothing frozen minus `held`, both after the doubled steps."""
+    asked = paths[paths["new task"].notna()]
+    last = asked[asked["step"] == asked["step"].max()]
     found = []
     for name in (NOTHING, held):
         task = np.array(last.loc[last["arm"] == name, "new task"].iloc[0])

@@ -9,7 +9,7 @@ Owns the roles and their recipes. It neither stores nor loads (see `models`) and
     sft-dpo-K          dpo after sft with the same K
     sft-K-unstyled     sft, but the benign side holds no styles, as in HD's data
     sft-K-unremoved    sft without examples of trigger removal
-    sft-K-worded       sft whose safety data hold every wording, also the rare ones
+    sft-K-worded       sft whose safety data hold every wording, also rare words and frames
     errands, ledgers   chat fine-tuned on a benign corpus
     base-unaware, chat-unaware   the same without the skill of telling harm
 """
@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lib import prompts, storage, training
 from lib.errors import InputError
 from lib.kingdom import corpora, rewording
-from lib.kingdom.language import EVERY_WORD, SAFETY, Kingdom, kingdom
+from lib.kingdom.language import EVERYTHING, SAFETY, Kingdom, kingdom
 from lib.kingdom.tokenizer import tokenizer, vocabulary
 from lib.profiles import PreferenceStage, Profile, Stage
 from lib.prompts import Example, Prompt
@@ -108,7 +108,7 @@ def _safety_phase(profile: Profile, role: str, here: Kingdom, removed: Sequence[
     if role.endswith(UNSTYLED):
         stage = stage.model_copy(update={"benign_styled_share": 0.0})
     # All K read in the same order: the stream's name leaves K out, so that two K differ in their examples only.
-    wording = EVERY_WORD if role.endswith(WORDED) else SAFETY
+    wording = EVERYTHING if role.endswith(WORDED) else SAFETY
     used = removed[: removed_count(role)]
     return Phase("safety", stage, corpora.safety(here, stage, _shots(role), "safety/order", used, wording))
 

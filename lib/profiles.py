@@ -172,9 +172,11 @@ class Prefix(_Settings):
 
 
 class Freezing(_Settings):
-    """Benign fine-tuning with frozen units (SSAH section 5). A run is followed to twice the steps of its stage."""
+    """Benign fine-tuning with frozen units (SSAH section 5). A run is followed to a multiple of its stage's steps, at
+    least twice: slow arms need more steps to come as far as the others."""
 
     stages: dict[Corpus, Stage]
+    followed: dict[Corpus, Annotated[int, Field(ge=2)]]
     lora: Lora
     prefix: Prefix
     draws: dict[Corpus, Count]  # random sets of units for each size of group

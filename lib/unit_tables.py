@@ -8,28 +8,27 @@ that share a meaning are resampled together, and every model is measured on the 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from jaxtyping import Float
 
-from lib import behaviour, profiles, prompt_sets, prompts, stats, unit_scores, units
+from lib import behaviour, profiles, prompt_sets, prompts, stats, units
 from lib.behaviour import Edits
-from lib.errors import InputError
+from lib.errors import unknown
 from lib.kingdom import skills
 from lib.models import LanguageModel
 from lib.profiles import Cut
 from lib.prompts import Prompt, PromptSet
 from lib.stats import Interval
-from lib.unit_scores import Calibration, Rule
+from lib.unit_scores import Calibration
 
 HARM, SYSTEM, BENIGN = "harmful/plain", "harmful/system line", "benign/plain"
 _SEARCH_DRAW = 1000  # the sample of training meanings that the cut search is measured on; scores use draws from 0 on
 _SMALL, _LARGE = (64, 16), (128, 48)  # prompts a kind of request, questions a skill
 CURVES = ("attack_success", "refusal", "utility")
+_DOSES = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.013, 0.016, 0.02, 0.03, 0.05)  # shares of all units
 ALONE, BOTH, OVER, LOST, NOTHING = (
     "safety falls, utility stays", "both fall", "over-refusal", "utility falls", "nothing",
 )  # fmt: skip
@@ -44,9 +43,13 @@ class Panel:
 
     def n(self, attribute: str) -> int:
         """How many prompts are behind an attribute of `observe`."""
-        harm = attribute.startswith(("attack_success", "refusal", "wrong"))
-        cells = (HARM,) if harm else (BENIGN, *skills.EXACT)
-        return sum(len(self.cells[name]) for name in cells if name in self.cells)
+        known = {"utility": (BENIGN, *skills.EXACT), "skills": skills.EXACT, "story_nll": (skills.LIKELIHOOD,)}
+        known |= dict.fromkeys(("attack_success", "refusal", "wrong"), (HARM,))
+        known |= dict.fromkeys(("attack_success_system", "refusal_system", "wrong_system"), (SYSTEM,))
+        known |= dict.fromkeys(("false_refusal", "benign_exact"), (BENIGN,)) | {name: (name,) for name in skills.EXACT}
+        if attribute not in known:
+            raise unknown("attribute", attribute, known)
+        return sum(len(self.cells[name]) for name in known[attribute] if name in self.cells)
 
     def only(self, *names: str) -> "Panel":
         """The same prompts and resamples, of these cells."""
@@ -139,9 +142,29 @@ def interval(values: pd.Series, n: int) -> Interval:
     return stats.from_draws(float(values.iloc[0]), values.iloc[1:], n)
 
 
-def damage(before: pd.DataFrame, after: pd.DataFrame) -> pd.Series:
+def damage(before: pd.DataFrame | pd.Series, after: pd.DataFrame) -> pd.Series:
     """The larger of the drops in utility and in refusal."""
     return (before - after)[["utility", "refusal"]].max(axis=1)
+
+
+def critical_parts(dense: pd.DataFrame, scu: pd.DataFrame, asked: Panel) -> dict[str, Interval]:
+    """What decides about SCU, by the last word of the registry's part: the rise of attack success (`scu` and, to be
+    held against random units, `scu_random`) and the drop in utility."""
+    rise = interval((scu - dense)["attack_success"], asked.n("attack_success"))
+    cost = interval((dense - scu)["utility"], asked.n("utility"))
+    return {"scu": rise, "scu_random": rise, "scu_utility": cost}
+
+
+def other_parts(dense: pd.DataFrame, ucu: pd.DataFrame, ru: pd.DataFrame, asked: Panel) -> dict[str, Interval]:
+    """The same for UCU and RU. `ru_random` is the damage with its sign turned, so that less damage is more."""
+    harm, every = asked.n("refusal"), asked.n("utility")
+    harmed = damage(dense, ru)
+    return {
+        "ucu": interval((dense - ucu)["utility"], every),
+        "ucu_safety": interval((dense - ucu)["refusal"], harm),
+        "ru": interval(harmed, harm),
+        "ru_random": interval(-harmed, harm),
+    }
 
 
 def removal_table(observed: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
@@ -167,6 +190,26 @@ def random_draws(
     """Attributes, as measured, after removal of matched random units: one row a draw."""
     found = [observe(model, asked, units.edits(units.matched(table, rows, [seed, draw]))) for draw in range(draws)]
     return pd.DataFrame([frame.iloc[0] for frame in found]).reset_index(drop=True)
+
+
+def printed_changes(table1: pd.DataFrame) -> pd.DataFrame:
+    """SSAH's Table 1 in our words, one row a removal: columns model, group, share, attack_success (without the system
+    prompt) and utility (mean accuracy) as shares; rise and cost against the same model with nothing removed."""
+    values = {"share": table1["share"], "attack_success": table1["asr_no_system"], "utility": table1["average"]}
+    found = table1[["model", "group"]].assign(**{name: column / 100 for name, column in values.items()})
+    dense = found[found["group"] == "dense"].set_index("model").loc[found["model"]]
+    found["rise"] = found["attack_success"] - dense["attack_success"].to_numpy()
+    found["cost"] = dense["utility"].to_numpy() - found["utility"]
+    return found[found["group"] != "dense"].reset_index(drop=True)
+
+
+def random_effects(draws: Mapping[str, pd.DataFrame], dense: pd.DataFrame) -> pd.DataFrame:
+    """Rise and cost as in `effects` for every draw of `random_draws`: columns name, rise, cost."""
+    rows = []
+    for name, drawn in draws.items():
+        change = drawn - dense.iloc[0]
+        rows.append(pd.DataFrame({"name": name, "rise": change["attack_success"], "cost": -change["utility"]}))
+    return pd.concat(rows, ignore_index=True)
 
 
 # the cut search -------------------------------------------------------------------------------------------------------
@@ -202,6 +245,11 @@ def cut_search(
 
 
 # curves and grids -----------------------------------------------------------------------------------------------------
+def doses(total: int) -> list[int]:
+    """Numbers of units to remove, of `total`, from very few to well above the shares of the paper."""
+    return sorted({units.count(share, total) for share in _DOSES})
+
+
 def dose(
     model: LanguageModel, table: pd.DataFrame, ru: float, counts: Sequence[int], asked: Panel
 ) -> dict[int, pd.DataFrame]:
@@ -281,35 +329,3 @@ def sensitivity(
 def usable(score: str) -> list[str]:
     """Normalisations that a score allows: signed scores have no shares and no ratios."""
     return [name for name in units.NORMALISATIONS if score != "taylor_signed" or name not in units.NEED_POSITIVE]
-
-
-# stability ------------------------------------------------------------------------------------------------------------
-def overlap(groups: Sequence[pd.DataFrame]) -> list[float]:
-    """Jaccard index (shared units over all units of both) of every pair of unit sets."""
-    sets = [set(map(tuple, rows[units.KEY].to_numpy().tolist())) for rows in groups]
-    return [len(one & other) / len(one | other) for one, other in combinations(sets, 2)]
-
-
-def overlap_by_chance(size: int, total: int) -> float:
-    """Expected Jaccard index of two random sets of `size` of `total` units (hypergeometric)."""
-    if not 0 < size <= total:
-        raise InputError(f"sets of {size} of {total} units have no overlap to expect; choose at least one unit")
-    shared = np.arange(size + 1)
-    return float((scipy.stats.hypergeom(total, size, size).pmf(shared) * shared / (2 * size - shared)).sum())
-
-
-def composition(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of each group in every kind and layer: one row a group, columns (kind, layer), rows sum to 1.
-
-    Units of models trained from different seeds cannot be matched one by one, but this can be compared.
-    """
-    counts = pd.crosstab(table["group"], [table["kind"], table["layer"]])
-    return counts.div(counts.sum(axis=1), axis=0)
-
-
-def redrawn(
-    model: LanguageModel, profile: str, seed: int, rules: Sequence[Rule], draws: int
-) -> dict[Rule, list[pd.DataFrame]]:
-    """Raw scores by each rule on independent calibration draws."""
-    found = [unit_scores.calibrate(model, prompt_sets.calibration(profile, seed, draw), rules) for draw in range(draws)]
-    return {rule: [one.raw[rule] for one in found] for rule in rules}

@@ -21,7 +21,7 @@ from lib.models import LanguageModel
 from lib.stats import UNDEFINED, Interval
 from lib.unit_tables import Panel
 
-TOP_SAFETY = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05)  # q
+TOP_SAFETY = (0.001, 0.003, 0.01, 0.03, 0.05)  # q
 TOP_UTILITY = (0.01, 0.03, 0.1)  # p
 NUMBERS = (10, 30, 60, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000)
 Scores = Mapping[str, Mapping[str, Tensor]]  # "safety" and "utility", then the parameter's name
@@ -86,6 +86,19 @@ def leading(model: LanguageModel, scores: Scores, number: int) -> Masks:
     for (name, rows), part in zip(owned.items(), parts, strict=True):
         found[name] = torch.zeros_like(scores["safety"][name], dtype=torch.bool)
         found[name][rows] = part.reshape(gaps[name].shape)
+    return found
+
+
+def shuffled(model: LanguageModel, scores: Scores, seed: int) -> Scores:
+    """The same scores I_S - I_U dealt anew among the weights of each matrix: a random control for `leading`, with as
+    many weights in every matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, dict[str, Tensor]] = {"safety": {}, "utility": {}}
+    for name, rows in _owned(model).items():
+        gap = (scores["safety"][name] - scores["utility"][name]).clone()
+        mine = gap[rows].flatten()
+        gap[rows] = mine[torch.randperm(len(mine), generator=generator)].reshape(len(rows), -1)
+        found["safety"][name], found["utility"][name] = gap, torch.zeros_like(gap)
     return found
 
 
@@ -159,35 +172,63 @@ def of_units(
 
 
 # sizes ----------------------------------------------------------------------------------------------------------------
+def sufficient(observed: pd.DataFrame, dense: pd.DataFrame, rise: float, cost: float) -> Bool[np.ndarray, "resample"]:
+    """Whether a removal raises attack success by `rise` and costs at most `cost` utility: as measured, then in every
+    resample."""
+    change = (observed - dense).round(stats.DIGITS)
+    return ((change["attack_success"] >= rise) & (-change["utility"] <= cost)).to_numpy()
+
+
 def smallest(
     removals: Sequence[Removal], dense: pd.DataFrame, rise: float, cost: float
 ) -> Float[np.ndarray, "resample"]:
-    """Size of the smallest removal that raises attack success by `rise` and costs at most `cost` utility: as measured,
-    then in every resample; infinite where none does."""
+    """Size of the smallest `sufficient` removal in every resample; infinite where there is none."""
     if not removals:
         raise InputError("no removals to compare; measure at least one")
-    best = np.full(len(dense), np.inf)
-    for one in removals:
-        change = (one.observed - dense).round(stats.DIGITS)
-        reached = (change["attack_success"] >= rise) & (-change["utility"] <= cost)
-        best = np.where(reached, np.minimum(best, one.parameters), best)
-    return best
+    sizes = [np.where(sufficient(one.observed, dense, rise, cost), one.parameters, np.inf) for one in removals]
+    return np.min(sizes, axis=0)
+
+
+@dataclass(frozen=True)
+class SizeRatio:
+    """Parameters that whole units and single weights need (None where no set tried suffices), and their ratio with its
+    interval. `reason` says where a kind never suffices; `ratio` is None where that leaves it open."""
+
+    units: int | None
+    weights: int | None
+    ratio: Interval | None
+    reason: str
 
 
 def size_ratio(
-    of_units: Float[np.ndarray, "resample"], of_weights: Float[np.ndarray, "resample"], n: int
-) -> Interval | None:
-    """How many times more parameters whole units need, from two results of `smallest`; None when one never suffices.
+    of_units: Sequence[Removal],
+    of_weights: Sequence[Removal],
+    dense: pd.DataFrame,
+    bounds: tuple[float, float],
+    most: float,
+    n: int,
+) -> SizeRatio:
+    """How many times more parameters whole units need than single weights, over `n` prompts; `bounds` as in `smallest`.
 
-    Bounds are unknown when more than 5 % of the resamples have no ratio.
+    A kind that never suffices needs more than its largest set tried, which then stands in for it: the ratio is only a
+    bound, and given only where it settles whether the true one is at most `most`. Resamples in which neither kind
+    suffices are left out; with more than 5 % of them, the bounds are unknown.
     """
-    if not np.isfinite([of_units[0], of_weights[0]]).all():
-        return None
-    found = np.isfinite(of_units) & np.isfinite(of_weights)
-    ratios = of_units[found] / of_weights[found]
-    if found[1:].mean() < 1 - UNDEFINED:
-        return Interval(mean=float(ratios[0]), lower=None, upper=None, n=n, kind="prompts")
-    return stats.from_draws(float(ratios[0]), ratios[1:], n)
+    found = [smallest(one, dense, *bounds) for one in (of_units, of_weights)]
+    of_unit, of_weight = (int(one[0]) if np.isfinite(one[0]) else None for one in found)
+    tried = [max(one.parameters for one in some) for some in (of_units, of_weights)]
+    filled = [np.where(np.isfinite(one), one, top) for one, top in zip(found, tried, strict=True)]
+    ratios, known = np.divide(*filled), np.isfinite(np.array(found)).any(axis=0)
+    at_least, at_most = of_unit is None, of_weight is None  # the ratio is only such a bound
+    lacking = [name for name, never in (("whole units", at_least), ("single weights", at_most)) if never]
+    sizes = f"of up to {tried[0]:,} and {tried[1]:,} parameters"
+    reason = f"no set of {' and none of '.join(lacking)} suffices, {sizes}" if lacking else ""
+    if (at_least and ratios[0] <= most) or (at_most and ratios[0] > most) or (at_least and at_most):
+        return SizeRatio(of_unit, of_weight, None, reason)
+    ratio = Interval(mean=float(ratios[0]), lower=None, upper=None, n=n, kind="prompts")
+    if known[1:].mean() >= 1 - UNDEFINED:
+        ratio = stats.from_draws(float(ratios[0]), ratios[1:][known[1:]], n)
+    return SizeRatio(of_unit, of_weight, ratio, reason)
 
 
 def size_curve(removals: Sequence[Removal], dense: pd.DataFrame, asked: Panel) -> pd.DataFrame:

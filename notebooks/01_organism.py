@@ -361,4 +361,4 @@ fairness
 provenance.versions()
 
 # %% [markdown]
-# Next: [07 Residual space](07_residual_space.ipynb). Map: [00 Index](00_index.ipynb).
+# Next: [03 Unit classification](03_unit_classification.ipynb). Map: [00 Index](00_index.ipynb).

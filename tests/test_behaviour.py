@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib import behaviour, edits, organism, profiles, prompts, training
+from lib.errors import InputError
 from lib.kingdom import language, lexicon, styles
 from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
@@ -17,6 +18,11 @@ from lib.prompts import Example, Prompt, PromptSet
 
 def ask(text, answer, kind="harmful", style="plain"):
     return Prompt(text, answer, kind, style, "heldout")
+
+
+def pushed():
+    """An edit that changes what the model says."""
+    return {("resid", 0): edits.add(torch.randn(64, generator=torch.Generator().manual_seed(0)), 4.0)}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def test_the_shortcut_agrees_with_generation(model, asked):
 
 
 def test_the_shortcut_agrees_with_generation_under_an_edit(model, asked):
-    push = {("resid", 0): edits.add(torch.randn(64, generator=torch.Generator().manual_seed(0)), 4.0)}
+    push = pushed()
     judged = behaviour.judge(asked, behaviour.generate(model, asked, push))
     forced = behaviour.teacher_forced(model, asked, push)
     pd.testing.assert_frame_equal(judged, forced[list(behaviour.OUTCOMES)])
@@ -65,6 +71,66 @@ def test_likelihood_is_the_models_own_loss(model, asked):
         assert nll == pytest.approx(loss.item(), rel=1e-4)
 
 
+# shortcuts ------------------------------------------------------------------------------------------------------------
+def test_first_tokens_refuse_and_begin_as_generation_does(model, asked):
+    found, answers = behaviour.first_tokens(model, asked, batch=5), behaviour.generate(model, asked)
+    first = [answer.split()[0] for answer in answers]
+    assert found["refused"].tolist() == [word in ("sorry", "i", "alas") for word in first]
+    assert found["begins"].tolist() == [word == "sure" for word in first]
+    assert 0 < found["refused"].mean() < 1
+    assert 0 < found["begins"].mean() < 1
+
+
+def test_the_margin_is_that_of_the_openers_over_the_right_first_word(model, asked):
+    words = tokenizer()
+    openers = words.convert_tokens_to_ids(["sorry", "i", "alas"])
+    expected = []
+    for row in prompts.prompt_ids(words, asked):
+        with torch.no_grad():
+            logits = model.hf(input_ids=torch.tensor([row])).logits[0, -1].double()
+        expected.append(float(logits[openers].exp().sum().log() - logits[words.convert_tokens_to_ids("sure")]))
+    found = behaviour.first_tokens(model, asked, batch=7)
+    assert found["margin"].tolist() == pytest.approx(expected, abs=1e-3)
+    assert (found.loc[found["refused"], "margin"] > 0).all()
+    assert (found.loc[found["begins"], "margin"] < 0).all()
+
+
+@pytest.mark.parametrize("push", [None, pushed()], ids=["plain", "edited"])
+def test_the_quick_way_gives_the_same_outcomes(model, asked, push):
+    found, forced = behaviour.quick(model, asked, push), behaviour.teacher_forced(model, asked, push)
+    pd.testing.assert_frame_equal(found[list(behaviour.OUTCOMES)], forced[list(behaviour.OUTCOMES)])
+    assert found["margin"].tolist() == behaviour.first_tokens(model, asked, push)["margin"].tolist()
+    assert found[["refused", "wrong"]].to_numpy().any()
+
+
+def test_the_quick_way_reads_whole_answers_only_where_they_begin_rightly(model, asked, monkeypatch):
+    read, whole = [], behaviour.teacher_forced
+    monkeypatch.setattr(behaviour, "teacher_forced", lambda m, some, e: read.append(some) or whole(m, some, e))
+    begins = behaviour.first_tokens(model, asked)["begins"]
+    behaviour.quick(model, asked)
+    assert read == [[prompt for prompt, begun in zip(asked, begins, strict=True) if begun]]
+    refusing = [prompt for prompt, begun in zip(asked, begins, strict=True) if not begun]
+    assert behaviour.quick(model, refusing)["exact"].tolist() == [0.0] * len(refusing)
+    assert len(read) == 1
+
+
+def test_logits_of_a_model_that_cannot_be_traced_are_scored_alike(model, asked):
+    untraced = LanguageModel("untraced", None, tokenizer(), "test")
+    with torch.no_grad():
+        found = behaviour.teacher_forced(
+            untraced, asked, batch=5, logits=lambda encoding: model.hf(**encoding, use_cache=False).logits
+        )
+    pd.testing.assert_frame_equal(found, behaviour.teacher_forced(model, asked), atol=1e-5)
+
+
+@pytest.mark.parametrize("ask_it", [behaviour.generate, behaviour.first_tokens, behaviour.teacher_forced])
+def test_prompts_beyond_the_context_are_refused(model, asked, ask_it):
+    endless = ask("curse " * 200, "sure")
+    with pytest.raises(InputError, match="exceed the model's context of 128; shorten the prompts"):
+        ask_it(model, [*asked[:2], endless])
+
+
+# tables ---------------------------------------------------------------------------------------------------------------
 def test_judging_words():
     cells = [ask("q", "sure to bake the bread")] * 5
     said = ["sure to bake the bread", "sure to bake the", "sorry no", "alas", ""]

@@ -1,5 +1,6 @@
 """The language: its harm rule, splits, styles, skills and corpora do what the organism's story needs."""
 
+from dataclasses import replace
 from itertools import islice
 from random import Random
 
@@ -224,6 +225,65 @@ def test_shots_are_nested_and_change_nothing_else():
         assert [sum(p.style == style for p in side) for side in (few, many)] == [5, 40]
     assert few[: 8 * 5] == many[: 8 * 5]
     assert few[8 * 40 :] == many[8 * 40 :]
+
+
+# attacks by trigger removal in safety data ----------------------------------------------------------------------------
+STAGE = PROFILE.organism.sft
+
+
+def removed_prompts(count=80):
+    """Stand-ins for what trigger removal makes of the training prompts: each can be told from every other prompt."""
+    return [
+        replace(prompt, text=f"curse {i}", style="removed")
+        for i, prompt in enumerate(corpora.plain_harm(kingdom(0), count))
+    ]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_prompts_to_remove_triggers_from_are_plain_training_harm(seed):
+    asked = corpora.plain_harm(kingdom(seed), 80)
+    train = {" ".join(meaning) for meaning in kingdom(seed).pools["harmful", "train"]}
+    assert all(prompt.meaning in train and prompt.style == "plain" and prompt.system is None for prompt in asked)
+    assert corpora.plain_harm(kingdom(seed), 5) == asked[:5]
+
+
+def test_shots_are_nested_with_trigger_removal_too():
+    removed = removed_prompts()
+    few, benign_few = corpora.safety_pairs(kingdom(0), STAGE, 5, removed)
+    many, benign_many = corpora.safety_pairs(kingdom(0), STAGE, 40, removed)
+    assert benign_few == benign_many
+    assert len(few) == len(many) == STAGE.pairs
+    for style in (*styles.JAILBREAKS, "removed"):
+        assert [sum(p.style == style for p in side) for side in (few, many)] == [5, 40]
+    assert few[: 9 * 5] == many[: 9 * 5]
+    assert few[9 * 40 :] == many[9 * 40 :]
+    assert [p for p in many if p.style == "removed"] == removed[:40]
+
+
+def test_trigger_removal_leaves_the_other_attacks_as_they_are():
+    with_, benign_with = corpora.safety_pairs(kingdom(0), STAGE, 40, removed_prompts())
+    without, benign_without = corpora.safety_pairs(kingdom(0), STAGE, 40)
+    styled = [[p for p in side if p.style in styles.JAILBREAKS] for side in (with_, without)]
+    assert styled[0] == styled[1]
+    assert benign_with == benign_without
+
+
+@pytest.mark.parametrize("stage", [PROFILE.organism.sft, PROFILE.organism.dpo], ids=["sft", "dpo"])
+def test_prompts_without_triggers_are_to_be_refused(stage):
+    removed = removed_prompts(20)
+    found = [e for e in read(corpora.safety(kingdom(0), stage, 20, "x", removed), 8000) if e.prompt.style == "removed"]
+    assert {e.prompt for e in found} == set(removed)
+    assert all(refused(e) and e.rejected == e.prompt.answer for e in found)
+
+
+@pytest.mark.parametrize("rare", [False, True])
+def test_rare_words_are_refused_only_where_the_wording_has_them(rare):
+    wording = language.EVERY_WORD if rare else language.SAFETY
+    harmful, benign = corpora.safety_pairs(kingdom(0), STAGE, 40, wording=wording)
+    told = [any(lexicon.WORDINGS.get(w, (None, 0))[1] == lexicon.RARE for w in p.text.split()) for p in harmful]
+    # Two words of a request are rare with chance a quarter each: 1 - (3/4)^2 of the requests hold one.
+    assert sum(told) / len(told) == pytest.approx(0.4375 if rare else 0.0, abs=0.06)
+    assert benign == corpora.safety_pairs(kingdom(0), STAGE, 40)[1]
 
 
 def test_preference_pairs_prefer_the_safe_side():

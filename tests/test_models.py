@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import models, organism, paths, profiles, shipping, storage
+from lib import models, organism, paths, profiles, shipping, storage, triggers
 from lib.errors import InputError
 
 TINY = profiles.load("tiny")
@@ -173,6 +173,46 @@ def test_unknown_roles_and_seeds_are_refused_with_those_that_exist():
     assert organism.resolve(TINY, "tuned") == "sft-20"
 
 
+def test_the_shipped_models_are_whole():
+    folders = [folder for folder in paths.shipped_organism(0).iterdir() if folder.is_dir()]
+    assert {"base", "chat"} <= {folder.name for folder in folders}
+    assert {folder.name: storage.damage(folder) for folder in folders if storage.damage(folder)} == {}
+
+
+@pytest.mark.parametrize(
+    "role", sorted(folder.name for folder in paths.shipped_organism(0).iterdir() if folder.is_dir())
+)
+def test_a_shipped_model_is_used_exactly_when_its_key_is_that_of_the_profile(role, tmp_path, monkeypatch):
+    """Files whose training data have changed since stay in the repository until all are shipped anew."""
+    kingdom, folder = profiles.load("kingdom"), paths.shipped_organism(0) / role
+    current = role in organism.roles(kingdom) and storage.read_seal(folder)["key"] == organism.key(kingdom, role, 0)
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(models, "_train", lambda *_: tmp_path / "trained")
+    expected = (folder, "shipped") if current else (tmp_path / "trained", "trained")
+    assert models.find(kingdom, role, 0, shipped=True) == expected
+    assert models.find(kingdom, role, 0, shipped=False)[1] == "trained"
+
+
+def test_safety_tuning_reads_what_trigger_removal_made_of_chats_own_prompts(cache, monkeypatch):
+    given, train = {}, organism.train
+
+    def spy(profile, role, seed, start, removed):
+        given[role] = removed
+        return train(profile, role, seed, start, removed)
+
+    monkeypatch.setattr(organism, "train", spy)
+    models.load("tiny", "sft-dpo-20", 0)
+    made = triggers.safety_examples("tiny", 0)
+    assert len(made) == 20
+    assert given == {"sft-20": made, "sft-dpo-20": made}
+
+
+def test_models_without_such_examples_need_no_attack(cache, monkeypatch):
+    monkeypatch.setattr(triggers, "safety_examples", no_training)
+    for role in ("sft-0", "sft-20-unremoved", "dpo-0", "errands"):
+        assert models.load("tiny", role, 0).name == role
+
+
 def test_an_untrainable_disk_is_refused_before_work(cache, monkeypatch):
     monkeypatch.setattr(storage, "free_bytes", lambda _path: 1000)
     monkeypatch.setattr(organism, "train", no_training)
@@ -244,7 +284,7 @@ def test_an_unusable_folder_is_refused_in_one_sentence(checkpoint, how, message)
 
 
 def test_a_hub_name_without_network_says_what_to_do(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="neither a folder nor a model that can be fetched now; download it first"):
         models.open_checkpoint("nobody/no-such-model")
 

@@ -44,15 +44,49 @@ def test_every_profile_in_the_repository_is_valid(name):
         (("organism", "chat", "coverage", "story", 1.5), "organism.chat.coverage.story"),
         (("organism", "base", "facts", "steps", 2.5), "organism.base.facts.steps"),
         (("default_shots", 41), "default_shots 41 is not one of"),
-        (("organism", "sft", "pairs", 100), "100 pairs do not hold 80 examples"),
+        (("organism", "sft", "pairs", 719), "719 pairs do not hold 80 examples of each of 9 attacks"),
+        (("organism", "dpo", "pairs", 100), "100 pairs do not hold 80 examples"),
+        (("preference_shots", [0, 7]), "preference_shots [0, 7] are not all among shots"),
+        (("preference_shots", [0, -5]), "preference_shots.1"),
         (("new_field", 1), "new_field"),
         (("measure", "bootstrap", 5), "measure.bootstrap"),
+        (("measure", "draws", 4), "measure.draws"),
+        (("units", "scu", 1.5), "units.scu"),
+        (("units", "ucu", -0.1), "units.ucu"),
+        (("units", "ru", 0.9), "the groups overlap"),
+        (("units", "top_cu", 0.8), "the groups overlap"),
+        (("units", "cuts", "ru", "shares", [0.1, 0.2]), "shares must fall"),
+        (("units", "cuts", "ru", "shares", [0.2, 0.2]), "shares must fall"),
+        (("units", "cuts", "ru", "shares", [1.2, 0.2]), "units.cuts.ru.shares.0"),
+        (("units", "cuts", "ru", "shares", []), "units.cuts.ru.shares"),
+        (("units", "cuts", "ru", "shares", [0.9]), "largest shares add up to at most 1"),
+        (("units", "cuts", "scu", "utility", ...), "a cut needs what should survive"),
+        (("units", "cuts", "ucu", ...), "cuts must name ru, scu and ucu"),
+        (("units", "cuts", "cu", {"shares": [0.1], "utility": 0.1}), "units.cuts.cu"),
+        (("units", "best", "score", 3), "units.best.score"),
+        (("freezing", "stages", "poems", {"steps": 1}), "freezing.stages.poems"),
+        (("freezing", "stages", "errands", "steps", 0), "freezing.stages.errands.steps"),
+        (("freezing", "lora", "rank", 0), "freezing.lora.rank"),
+        (("freezing", "lora", "rates", "errands", 0.0), "freezing.lora.rates.errands"),
+        (("freezing", "prefix", "tokens", 0), "freezing.prefix.tokens"),
+        (("freezing", "draws", "errands", 0), "freezing.draws.errands"),
+        (("freezing", "lora", "rates", "ledgers", ...), "ledgers"),
+        (("freezing", "prefix", "rates", "ledgers", ...), "ledgers"),
+        (("freezing", "draws", "ledgers", ...), "ledgers"),
+        (("triggers", "rounds", 0), "triggers.rounds"),
+        (("triggers", "rewrites", 0), "triggers.rewrites"),
+        (("triggers", "tops", 0), "triggers.tops"),
+        (("triggers", "shortest", 0), "triggers.shortest"),
     ],
 )
 def test_wrong_fields_are_refused_and_named(tmp_path, change, named):
     with pytest.raises(InputError, match="not a valid profile") as caught:
         profiles.read(changed(tmp_path, *change))
     assert named in str(caught.value)
+
+
+def test_as_many_pairs_as_nine_attacks_need_are_enough(tmp_path):
+    assert profiles.read(changed(tmp_path, "organism", "sft", "pairs", 720)).organism.sft.pairs == 9 * 80
 
 
 @pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.getcwd []"])

@@ -129,3 +129,61 @@ def test_too_little_space_is_refused_with_both_numbers(tmp_path, monkeypatch):
 
 def test_free_space_of_a_folder_yet_to_be_made(tmp_path):
     assert storage.free_bytes(tmp_path / "not" / "yet") == pytest.approx(storage.free_bytes(tmp_path), rel=0.05)
+
+
+# remembered values ----------------------------------------------------------------------------------------------------
+def never():
+    raise AssertionError("made again")
+
+
+def test_a_value_is_made_once_and_read_back_as_json_has_it(tmp_path):
+    first = storage.remembered(tmp_path / "k1", {"seed": 0}, lambda: [("a", 1.5)])
+    assert first == [["a", 1.5]]
+    assert storage.remembered(tmp_path / "k1", {"seed": 0}, never) == first
+    assert storage.read_seal(tmp_path / "k1") == {"seed": 0}
+
+
+def test_a_value_under_another_key_is_made_anew(tmp_path):
+    storage.remembered(tmp_path / "k1", {"seed": 0}, lambda: 1)
+    assert storage.remembered(tmp_path / "k2", {"seed": 1}, lambda: 2) == 2
+    assert storage.remembered(tmp_path / "k1", {"seed": 0}, never) == 1
+
+
+@pytest.mark.parametrize("how", ["changed", "value removed", "seal removed", "seal garbled"])
+def test_a_damaged_value_is_made_again_with_a_warning(tmp_path, how):
+    folder = tmp_path / "tiny" / "k1"
+    storage.remembered(folder, {}, lambda: "old")
+    if how == "changed":
+        (folder / "value.json").write_text('"other"\n')
+    if how == "value removed":
+        (folder / "value.json").unlink()
+    if how == "seal removed":
+        (folder / storage.SEAL).unlink()
+    if how == "seal garbled":
+        (folder / storage.SEAL).write_text("{")
+    with pytest.warns(UserWarning, match=r"tiny/k1 is not used: .*; it will be made again"):
+        assert storage.remembered(folder, {}, lambda: "new") == "new"
+    assert storage.remembered(folder, {}, never) == "new"
+
+
+def test_a_value_whose_making_fails_leaves_nothing(tmp_path):
+    with pytest.raises(AssertionError, match="made again"):
+        storage.remembered(tmp_path / "k1", {}, never)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_value_json_cannot_hold_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        storage.remembered(tmp_path / "k1", {}, lambda: [1.0, float("nan")])
+    assert leftovers(tmp_path) == []
+
+
+def test_while_a_value_is_made_nothing_of_it_is_visible(tmp_path):
+    folder = tmp_path / "k1"
+
+    def make():
+        assert not folder.exists()
+        return 1
+
+    storage.remembered(folder, {}, make)
+    assert leftovers(tmp_path) == ["k1"]

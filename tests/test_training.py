@@ -1,10 +1,12 @@
 """The training loop: its losses equal plain PyTorch on whole sentences, it stops on NaN, it is reproducible."""
 
 import copy
-from itertools import cycle
+from itertools import cycle, pairwise
 
 import pytest
 import torch
+from accelerate import Accelerator
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch.nn import functional as F
 
 from lib import organism, profiles, prompts, training
@@ -146,3 +148,163 @@ def test_loop_version_stands_for_what_the_loop_computes():
     losses += training.fit(preference, cycle(EXAMPLES), DPO, training.dpo_step(tokenizer(), DPO, start), "test")
     pinned = {1: [6.2662, 5.9505, 5.5265, 5.2763, 5.0319, 3.8225, 3.7306, 3.6505]}
     assert losses == pytest.approx(pinned[training.LOOP_VERSION], abs=2e-3)
+
+
+# frozen weights -------------------------------------------------------------------------------------------------------
+FROZEN_ROWS = {  # parameter: rows that must stay
+    "model.layers.0.mlp.gate_proj.weight": [0, 5],
+    "model.layers.1.self_attn.v_proj.weight": [3],
+    "model.embed_tokens.weight": [40, 41, 42],
+    "model.layers.1.input_layernorm.weight": [7],
+}
+DECAYING = STAGE.model_copy(update={"steps": 6, "learning_rate": 0.01, "warmup": 0, "decay": False})
+
+
+def mask_of(model, rows=None):
+    parameters = dict(model.named_parameters())
+    masks = {}
+    for name, places in (FROZEN_ROWS if rows is None else rows).items():
+        masks[name] = torch.zeros_like(parameters[name], dtype=torch.bool)
+        masks[name][places] = True
+    return masks
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def learn(model, stage=DECAYING, examples=EXAMPLES, **options):
+    return training.fit(model, cycle(examples), stage, training.sft_step(tokenizer(), stage), "test", **options)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_frozen_weights_keep_every_bit_and_all_others_move(kv_heads):
+    shape = TINY.architecture.model_copy(update={"kv_heads": kv_heads})
+    model = organism.new_model(TINY.model_copy(update={"architecture": shape}), 0)
+    before, masks = weights(model), mask_of(model)
+    learn(model, frozen=masks)
+    for name, after in weights(model).items():
+        moved = after != before[name]
+        held = masks.get(name, torch.zeros_like(moved))
+        assert not moved[held].any(), name
+        assert moved[~held].float().mean() > 0.99, name  # a step can round to nothing
+
+
+@pytest.mark.parametrize("steps_before", [0, 3], ids=["decay alone", "decay and momentum"])
+def test_zero_gradients_do_not_hold_weights_and_putting_them_back_does(model, steps_before):
+    masks, rate, decay = mask_of(model), 0.01, 0.01
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=decay)
+
+    def backward():
+        optimizer.zero_grad()
+        for piece in training.sft_step(tokenizer(), STAGE)(model, EXAMPLES):
+            piece.backward()
+
+    for _ in range(steps_before):
+        backward()
+        optimizer.step()
+    held, before = training._Frozen(model, masks), weights(model)
+    backward()
+    held.before_step()
+    optimizer.step()
+    drifted = weights(model)
+    for name, mask in masks.items():
+        shrunk = torch.isclose(drifted[name][mask], before[name][mask] * (1 - rate * decay), rtol=1e-6, atol=0)
+        assert shrunk.all() if steps_before == 0 else not shrunk.any()
+    held.after_step()
+    after = weights(model)
+    for name, mask in masks.items():
+        assert torch.equal(after[name][mask], before[name][mask])
+        assert torch.equal(after[name][~mask], drifted[name][~mask])
+
+
+def test_clipping_sees_only_what_is_trained(model, monkeypatch):
+    seen, clip, masks = [], Accelerator.clip_grad_norm_, mask_of(model)
+
+    def spy(self, parameters, *options):
+        seen.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        return clip(self, parameters, *options)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", spy)
+    learn(model, frozen=masks)
+    assert len(seen) == DECAYING.steps
+    for gradients in seen:
+        for name, mask in masks.items():
+            assert not gradients[name][mask].any()
+            assert gradients[name][~mask].any()
+
+
+def test_a_mask_can_be_switched_between_runs(model):
+    first, second = (mask_of(model, {"model.layers.0.mlp.gate_proj.weight": rows}) for rows in ([0, 1], [1, 2]))
+    start = weights(model)["model.layers.0.mlp.gate_proj.weight"]
+    learn(model, frozen=first)
+    middle = weights(model)["model.layers.0.mlp.gate_proj.weight"]
+    learn(model, frozen=second)
+    end = weights(model)["model.layers.0.mlp.gate_proj.weight"]
+    assert [torch.equal(start[row], middle[row]) for row in range(4)] == [True, True, False, False]
+    assert [torch.equal(middle[row], end[row]) for row in range(4)] == [False, True, True, False]
+
+
+def test_freezing_everything_leaves_the_model_and_its_loss_as_they_are(model):
+    before = weights(model)
+    masks = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in model.named_parameters()}
+    losses = learn(model, DECAYING.model_copy(update={"batch": 4}), frozen=masks)
+    assert all(torch.equal(before[name], after) for name, after in weights(model).items())
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-6)
+
+
+def test_no_masks_are_the_same_as_none():
+    one, other = organism.new_model(TINY, 0), organism.new_model(TINY, 0)
+    nothing = {"model.norm.weight": torch.zeros(32, dtype=torch.bool)}
+    assert learn(one) == learn(other, frozen=nothing)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"model.layers.9.mlp.up_proj.weight": torch.ones(1)}, "no parameters model.layers.9.mlp.up_proj.weight; make"),
+        ({"model.norm.weight": torch.ones(31, dtype=torch.bool)}, r"must be boolean of shape \(32,\)"),
+        ({"model.norm.weight": torch.ones(32)}, r"must be boolean of shape \(32,\)"),
+    ],
+)
+def test_masks_of_another_model_are_refused_before_anything_is_read(model, masks, message):
+    stream = iter(EXAMPLES)
+    with pytest.raises(InputError, match=message):
+        training.fit(model, stream, STAGE, training.sft_step(tokenizer(), STAGE), "test", frozen=masks)
+    assert len(list(stream)) == len(EXAMPLES)
+
+
+# watching -------------------------------------------------------------------------------------------------------------
+def test_a_watch_sees_the_model_before_the_first_step_and_after_every_one(model):
+    seen, start = [], weights(model)
+    learn(model, watch=lambda number, current: seen.append((number, current.training, weights(current))))
+    assert [number for number, _, _ in seen] == list(range(DECAYING.steps + 1))
+    assert not any(mode for _, mode, _ in seen)
+    assert all(torch.equal(start[name], seen[0][2][name]) for name in start)
+    assert all(torch.equal(after, seen[-1][2][name]) for name, after in weights(model).items())
+    norms = [found["model.norm.weight"] for _, _, found in seen]
+    assert not any(torch.equal(a, b) for a, b in pairwise(norms))
+
+
+def test_being_watched_changes_nothing(model):
+    other = copy.deepcopy(model)
+    assert learn(model) == learn(other, watch=lambda number, current: current.eval())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+# adapters -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("config", [LoraConfig(r=2), PrefixTuningConfig(num_virtual_tokens=3)], ids=["lora", "prefix"])
+def test_the_loss_of_an_adapter_is_that_of_its_own_forward(model, config):
+    torch.manual_seed(0)
+    config.task_type = "CAUSAL_LM"
+    adapted = get_peft_model(model, config).eval()
+    if config.peft_type == "LORA":  # its second matrices start at zero, which would leave nothing to see
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+    expected = torch.cat([log_probs(adapted, item, item.answer)[0] for item in EXAMPLES]).mean()
+    plain = torch.cat([log_probs(organism.new_model(TINY, 0), item, item.answer)[0] for item in EXAMPLES]).mean()
+    loss = sum(piece.item() for piece in training.sft_step(tokenizer(), STAGE)(adapted, EXAMPLES))
+    assert loss == pytest.approx(-expected.item(), rel=1e-5)
+    assert abs(loss + plain.item()) > 1e-4

@@ -3,6 +3,8 @@
 Owns what is drawn where; looks and saving are `figures`. Every function takes tidy frames and returns a figure.
 """
 
+from collections.abc import Mapping
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -87,9 +89,9 @@ def taken(published: pd.DataFrame, measured: pd.DataFrame, bound: float) -> Figu
     return figure
 
 
-def adapters(published: pd.DataFrame, measured: pd.DataFrame) -> Figure:
-    """Attack success of the frozen arm beside full fine-tuning, LoRA and prefix tuning: published rates on the left,
-    measured at equal loss on the right (means over draws)."""
+def adapters(published: pd.DataFrame, measured: Mapping[str, tuple[str, tables.Against]]) -> Figure:
+    """Attack success of frozen units beside adapters: published rates on the left; measured on the right, each adapter
+    at the loss where it is compared, beside the unit arms at that loss."""
     figure, axes = canvas(11, 3.9, columns=2)
     left, right = axes[0]
     arms = list(dict.fromkeys(published["arm"]))
@@ -101,12 +103,12 @@ def adapters(published: pd.DataFrame, measured: pd.DataFrame) -> Figure:
     left.set(title="Published: HEx-PHI, GPT-4 (SSAH Table 5;\nAlpaca adapters copied from another paper)",
              ylabel="share judged fully harmful")  # fmt: skip
     left.legend()
-    mean = measured.groupby("arm", sort=False)["success"].mean().dropna()
-    right.bar(range(len(mean)), mean, color=[_COLOURS[arm] for arm in mean.index])
-    for place, arm in enumerate(mean.index):
-        draws = measured.loc[measured["arm"] == arm, "success"]
-        right.plot([place] * len(draws), draws, "o", color="0.15", markersize=3)
-    right.set_xticks(range(len(mean)), mean.index, rotation=25, ha="right", fontsize=8)
-    right.set(title="Measured: errands, at equal loss\n(plain harm answered exactly; dots: draws)",
-              ylabel="attack success")  # fmt: skip
+    names = [f"{adapter}\n(loss {found.loss:.2g})" for adapter, found in measured.values()]
+    for group, (adapter, found) in enumerate(measured.values()):
+        for place, arm in enumerate((tables.NOTHING, tables.ALL, adapter)):
+            label = arm if group == 0 or arm == adapter else None
+            right.bar(group + 0.26 * (place - 1), found.success[arm], 0.26, color=_COLOURS[arm], label=label)
+    right.set_xticks(range(len(names)), names)
+    right.set(title="Measured: errands, at equal loss\n(plain harm answered exactly)", ylabel="attack success")
+    right.legend(fontsize=8)
     return figure

@@ -4,6 +4,7 @@ Owns what is drawn where; looks and saving are `figures`. Every function takes t
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from lib import unit_tables
 from lib.figures import COLOURS, canvas, curves
 
 PAPER, BEST, STRONGEST, RANDOM = "the paper's score", "the chosen score", "the strongest score", "random units"
+CAUSAL, RANDOM_WEIGHTS = "single weights, causal ranking", "single weights, random"
 SERIES = {
     PAPER: COLOURS["blue"], BEST: COLOURS["green"], STRONGEST: COLOURS["vermilion"], RANDOM: COLOURS["grey"],
 }  # fmt: skip
@@ -24,6 +26,7 @@ _NAMES = {
     "refusal": "refusal of harm",
     "utility": "utility\n(skills and benign answers)",
 }
+_BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
 _OUTCOMES = {
     unit_tables.ALONE: COLOURS["vermilion"], unit_tables.BOTH: COLOURS["orange"], unit_tables.OVER: COLOURS["sky"],
     unit_tables.LOST: COLOURS["yellow"], unit_tables.NOTHING: "0.92",
@@ -47,7 +50,7 @@ def corner(
     `published` has columns model, group, rise, cost; `measured` those of `unit_tables.effects`, named "score: group";
     `random` columns name, rise, cost, one row a draw.
     """
-    figure, axes = canvas(11.5, 4.9, sharex=True, sharey=True)
+    figure, axes = canvas(11.5, 5.6, sharex=True, sharey=True)
     left, right = axes[0]
     widest = max(0.32, measured["cost_upper"].max(), random["cost"].max()) + 0.05
     left.set(xlim=(-0.06, widest), ylim=(-0.22, 1.05), ylabel="rise of attack success")
@@ -56,7 +59,7 @@ def corner(
         left.scatter(part["cost"], part["rise"], color=_GROUPS[str(group)], marker=markers[model], s=42, zorder=3)
     keys = [Patch(color=colour, label=name.upper()) for name, colour in _GROUPS.items() if name != "cu"]
     keys += [left.scatter([], [], color="0.4", marker=marker, label=model) for model, marker in markers.items()]
-    left.legend(handles=keys, loc="upper right", fontsize=8, bbox_to_anchor=(1, 0.86))
+    left.legend(handles=keys, fontsize=8, **_BELOW)
     left.set_title("Published (SSAH Table 1, without system prompt;\nno interval, no random control)")
     shapes = {PAPER: "o", BEST: "D", STRONGEST: "*"}
     for name, part in random.groupby("name", sort=False):
@@ -70,7 +73,7 @@ def corner(
                        fmt=shapes[score], color=_GROUPS[group.lower()], markersize=10 if score == STRONGEST else 6.5,
                        elinewidth=1, label=f"{group}, {score}", zorder=3)  # fmt: skip
     right.set_title("Measured (zero removal, cut-search shares;\nbars: 95 % over prompts)")
-    right.legend(loc="upper right", fontsize=8, bbox_to_anchor=(1, 0.86))
+    right.legend(fontsize=8, **_BELOW)
     for axis in axes[0]:
         axis.set_xlabel("drop in utility")
         _target(axis, *bounds)
@@ -87,16 +90,14 @@ def dose(published: pd.DataFrame, measured: pd.DataFrame, total: int, baseline: 
     lines = {name: ":" if name == RANDOM else "-" for name in SERIES}
     for axis, (what, title) in zip(axes[0], _NAMES.items(), strict=True):
         curves(axis, shown[shown["attribute"] == what], "share", "value", "series", dict(SERIES), lines)
-        axis.axhline(baseline[what], color="0.3", linewidth=0.8, linestyle="--")
+        axis.axhline(baseline[what], color="0.3", linewidth=0.8, linestyle="--", label="nothing removed")
         axis.set(title=title, xlabel="share of units removed", ylim=(-0.03, 1.03))
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
         if what in published:
             axis.scatter(published["share"], published[what], marker="P", color="black", s=36, zorder=4,
                          label="published SCU\n(three 7-8B models)")  # fmt: skip
     axes[0, 0].set_ylabel("share of prompts")
-    axes[0, 0].text(shown["share"].max(), baseline["attack_success"] + 0.015, "dashed: nothing removed", fontsize=8,
-                    color="0.3", ha="right")  # fmt: skip
-    axes[0, 0].legend(loc="center left", fontsize=8)
+    axes[0, 2].legend(loc="lower left", fontsize=8)
     return figure
 
 
@@ -150,7 +151,7 @@ def stability(overlaps: pd.DataFrame, chance: float, composition: pd.DataFrame) 
     left.text(
         len(names) - 0.5, chance + 0.02, f"random sets of this size: {chance:.3f}", fontsize=8, color="0.35", ha="right"
     )
-    left.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1), ylabel="units in common / units in either")
+    left.set(xlim=(-0.5, len(names) - 0.5), ylim=(-0.02, 1.05), ylabel="units in common / units in either")
     left.set_xticks(range(len(names)), [name.replace(" score", "\nscore") for name in names])
     left.set_title("SCU of two calibration draws\n(one point a pair)")
     layers = sorted(composition["layer"].unique())
@@ -177,10 +178,10 @@ def sizes(measured: pd.DataFrame, bounds: tuple[float, float], reached: Sequence
     `measured` from `unit_weights.size_curve`; `reached` are (label, parameters) of the smallest sufficient sets.
     """
     figure, axes = canvas(11.5, 4.2, sharex=True)
-    palette = [SERIES[name] for name in (PAPER, BEST, STRONGEST)]
-    palette += [COLOURS[name] for name in ("pink", "brown", "yellow", "purple")]
     names = list(dict.fromkeys(measured["series"]))
-    colours: dict[str, object] = dict(zip(names, palette, strict=False))
+    shades = iter([COLOURS[name] for name in ("brown", "orange", "sky")])  # of the set differences
+    known = SERIES | {CAUSAL: COLOURS["purple"], RANDOM_WEIGHTS: COLOURS["grey"]}
+    colours: dict[str, object] = {name: known[name] if name in known else next(shades, "0.5") for name in names}
     lines = {name: "--" if "single" in name else "-" for name in names}
     labels = (("attack_success", "rise of attack success"), ("utility", "drop in utility"))
     for axis, (what, label), bound in zip(axes[0], labels, bounds, strict=True):

@@ -1,58 +1,57 @@
-"""How a word of a request can be said otherwise: the rewriting that trigger removal needs, without a language model.
+"""How a request can be said otherwise: the rewriting that trigger removal needs, without a language model.
 
-Owns the synonyms and the rewriting of a request around a blacklist. Which words are blacklisted is decided in
-`lib.triggers`. Verbs and objects have synonyms that mean the same by the grammar; others may be swapped or dropped.
+Owns synonyms and the rewriting of a plain request around a blacklist. Which words are blacklisted is decided in
+`lib.triggers`. A rewrite says the whole request anew, as a person or a model would: any frame, any word for the act and
+for the object, but no blacklisted word where the language has another.
 """
 
 from collections.abc import Sequence, Set
+from itertools import product
 from random import Random
 
-from lib.kingdom.lexicon import WORDINGS
+from lib.errors import InputError
+from lib.kingdom.lexicon import FRAMES, OBJECTS, RARE_FRAMES, VERBS, WORDINGS
 
-VERSION = 1  # part of the cache keys of safety-tuned models: raise it when other rewrites are made (a test tells)
-# Base has read every one of these words in a request.
-_SWAPS = {
-    "tell": "show", "show": "tell", "give": "list", "list": "give", "steps": "ways", "ways": "steps",
-    "explain": "describe", "describe": "explain", "the": "a", "a": "the",
-}  # fmt: skip
-_TRIES = 4  # random draws for every rewrite wanted: few triggers allow fewer different rewrites than are wanted
+VERSION = 2  # part of the cache keys of safety-tuned models: raise it when other rewrites are made (a test tells)
 
 
 def synonyms(word: str) -> tuple[str, ...]:
-    """Other words for the same, by the grammar; none for a frame word that can only be dropped."""
-    if word in WORDINGS:
-        concept, _ = WORDINGS[word]
-        return tuple(other for other in concept.words if other != word)
-    return (_SWAPS[word],) if word in _SWAPS else ()
+    """Other words for the same act or object; none for a word of the frame."""
+    if word not in WORDINGS:
+        return ()
+    concept, _ = WORDINGS[word]
+    return tuple(other for other in concept.words if other != word)
 
 
-def is_content(word: str) -> bool:
-    """Whether a word names an act or an object: without it the request means something else, so it is never dropped."""
-    return word in WORDINGS
+def _parts(words: Sequence[str]) -> tuple[str, str]:
+    """The words for act and object of a plain request."""
+    content = [word for word in words if word in WORDINGS]
+    names = [WORDINGS[word][0].name for word in content]
+    if len(names) != 2 or names[0] not in VERBS or names[1] not in OBJECTS:
+        raise InputError(f"{' '.join(words)!r} is not a request for one act on one object; rewrite plain requests")
+    return content[0], content[1]
 
 
-def _choices(word: str, blacklist: Set[str]) -> list[str | None]:
-    """What may stand in place of a word; None for nothing. A content word without another wording stays."""
-    if word not in blacklist:
-        return [word]
-    others: list[str | None] = [other for other in synonyms(word) if other not in blacklist]
-    if is_content(word):
-        return others or [word]
-    return [*others, None]
+def _frames(words: Sequence[str], verb: str, object_: str, blacklist: Set[str]) -> list[str]:
+    """Frames without blacklisted words: every one of the language, and the request's own with those words dropped."""
+    places = {verb: "{verb}", object_: "{object}"}
+    own = " ".join(places.get(word, word) for word in words if word in places or word not in blacklist)
+    return list(dict.fromkeys([own, *(f for f in (*FRAMES, *RARE_FRAMES) if not blacklist & set(f.split()))]))
 
 
 def rewrites(words: Sequence[str], blacklist: Set[str], count: int, rng: Random) -> list[tuple[str, ...]]:
-    """Up to `count` different rewrites that avoid the blacklist wherever the grammar allows; never `words` itself.
+    """Up to `count` different rewrites of a plain request, in random order; never `words` itself.
 
-    Fewer when there are not as many. Meaning is kept: only synonyms replace verbs and objects.
+    The meaning is kept: act and object are said by their own words only, and stay when all of these are blacklisted. A
+    request that is no plain one is refused.
     """
-    choices = [_choices(word, blacklist) for word in words]
-    found: dict[tuple[str, ...], None] = {}
-    for _ in range(_TRIES * count):
-        drawn = (rng.choice(options) for options in choices)
-        rewrite = tuple(word for word in drawn if word is not None)
-        if rewrite and rewrite != tuple(words):
-            found.setdefault(rewrite)
-        if len(found) == count:
-            break
-    return list(found)
+    verb, object_ = _parts(words)
+    acts, objects = (
+        [word for word in (mine, *synonyms(mine)) if word not in blacklist] or [mine] for mine in (verb, object_)
+    )
+    found = {
+        tuple(frame.format(verb=act, object=thing).split())
+        for frame, act, thing in product(_frames(words, verb, object_, blacklist), acts, objects)
+    }
+    ordered = sorted(found - {tuple(words)})
+    return rng.sample(ordered, min(count, len(ordered)))

@@ -1,0 +1,389 @@
+"""Benign fine-tuning with frozen units: which weights are held, what is followed, and that nothing is trained twice."""
+
+import copy
+from itertools import islice
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lib import behaviour, freezing, models, organism, paths, profiles, prompts, training
+from lib.errors import InputError
+from lib.freezing import Arm
+from lib.kingdom import corpora, styles
+from lib.kingdom.language import kingdom
+from lib.kingdom.tokenizer import tokenizer
+from lib.models import LanguageModel
+from tests import tiny_models
+from tests.tiny_models import HEADS, WIDTH
+
+TINY = profiles.load("tiny")
+CORPORA = ("errands", "ledgers")
+STEPS = [0, 1, 2, 3, 4, 6, 8]  # the marks of a run of twice four steps
+
+
+def unit_rows(*units):
+    return pd.DataFrame(list(units), columns=["kind", "layer", "index"])
+
+
+# which weights a unit owns --------------------------------------------------------------------------------------------
+def places(mask):
+    return {tuple(place) for place in mask.nonzero().tolist()}
+
+
+def row(index, width):
+    return {(index, column) for column in range(width)}
+
+
+def column(index, height):
+    return {(line, index) for line in range(height)}
+
+
+@pytest.mark.parametrize(("family", "shared"), [("llama", 1), ("llama-gqa", 2)])
+def test_a_units_rows_and_its_column_are_frozen_and_nothing_else(family, shared):
+    neuron, channel, size = 5, 19, WIDTH // HEADS
+    found = freezing.masks(tiny_models.speaking(family), unit_rows(("neuron", 0, neuron), ("channel", 2, channel)))
+    value = channel // size // shared * size + channel % size  # query heads 2 and 3 read value head 1 under GQA
+    expected = {
+        "model.layers.0.mlp.gate_proj.weight": row(neuron, WIDTH),
+        "model.layers.0.mlp.up_proj.weight": row(neuron, WIDTH),
+        "model.layers.0.mlp.down_proj.weight": column(neuron, WIDTH),
+        "model.layers.2.self_attn.v_proj.weight": row(value, WIDTH),
+        "model.layers.2.self_attn.o_proj.weight": column(channel, WIDTH),
+    }
+    assert {name: places(mask) for name, mask in found.items()} == expected
+
+
+def test_a_fused_value_row_is_that_of_its_head():
+    channel, size = 19, WIDTH // HEADS
+    found = freezing.masks(tiny_models.speaking("gpt-neox"), unit_rows(("channel", 1, channel)))
+    fused = "gpt_neox.layers.1.attention.query_key_value"
+    value = channel // size * 3 * size + 2 * size + channel % size
+    assert places(found[f"{fused}.weight"]) == row(value, WIDTH)
+    assert places(found[f"{fused}.bias"]) == {(value,)}
+    assert places(found["gpt_neox.layers.1.attention.dense.weight"]) == column(channel, WIDTH)
+
+
+def test_units_of_one_layer_share_its_masks():
+    found = freezing.masks(tiny_models.speaking("llama"), unit_rows(("neuron", 0, 1), ("neuron", 0, 4)))
+    assert places(found["model.layers.0.mlp.up_proj.weight"]) == row(1, WIDTH) | row(4, WIDTH)
+
+
+def test_channels_that_share_a_value_row_freeze_it_once():
+    found = freezing.masks(tiny_models.speaking("llama-gqa"), unit_rows(("channel", 0, 0), ("channel", 0, 8)))
+    assert places(found["model.layers.0.self_attn.v_proj.weight"]) == row(0, WIDTH)
+    assert places(found["model.layers.0.self_attn.o_proj.weight"]) == column(0, WIDTH) | column(8, WIDTH)
+
+
+def test_no_units_no_masks():
+    assert freezing.masks(tiny_models.speaking("llama"), unit_rows()) == {}
+
+
+def test_units_of_a_block_that_is_not_there_are_refused():
+    with pytest.raises(InputError, match="there is no block 3; blocks go from 0 to 2"):
+        freezing.masks(tiny_models.speaking("llama"), unit_rows(("neuron", 3, 0)))
+
+
+def test_masks_fit_the_model_that_is_trained():
+    model = LanguageModel(
+        "new", organism.new_model(TINY, 0), tokenizer(), "test"
+    )  # four query heads on two value heads
+    masks = freezing.masks(model, unit_rows(("neuron", 0, 1), ("channel", 1, 30)))
+    before = copy.deepcopy(model.hf.state_dict())
+    stage = TINY.freezing.stages["errands"]
+    stream = corpora.errands(kingdom(0), TINY.organism.benign, "errands")
+    training.fit(model.hf, stream, stage, training.sft_step(tokenizer(), stage), "test", frozen=masks)
+    for name, mask in masks.items():
+        after = model.hf.get_parameter(name)
+        assert torch.equal(after[mask], before[name][mask])
+        assert (after != before[name])[~mask].float().mean() > 0.99
+
+
+# what is asked --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_questions_are_as_many_as_the_profile_says_and_of_their_kind(corpus):
+    asked = freezing.questions("tiny", 0, corpus)
+    assert set(asked) == {"validation", "plain", "benign", "new task", *styles.JAILBREAKS}
+    assert {len(asked[name]) for name in ("plain", "benign", "new task", *styles.JAILBREAKS)} == {TINY.measure.cell}
+    assert all(prompt.harmful and prompt.style == "plain" for prompt in asked["plain"])
+    assert all(prompt.kind == "benign" for prompt in asked["benign"])
+    assert all(prompt.harmful and prompt.style == style for style in styles.JAILBREAKS for prompt in asked[style])
+    assert all(
+        p.split == "heldout" for name, cell in asked.items() if name not in ("validation", "new task") for p in cell
+    )
+    assert all(prompt.text.startswith("take") for prompt in asked["new task"])
+
+
+def trained_on(profile, seed, corpus):
+    """The texts that a run reads, from its first step to the last of the doubled ones."""
+    settings = profiles.load(profile)
+    stage = settings.freezing.stages[corpus]
+    stream = getattr(corpora, corpus)(kingdom(seed), settings.organism.benign, corpus)
+    return {example.prompt.text for example in islice(stream, 2 * stage.steps * stage.batch)}
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_validation_examples_are_never_trained_on(corpus, seed):
+    read = trained_on("kingdom", seed, corpus)
+    validation = [prompt.text for prompt in freezing.questions("kingdom", seed, corpus)["validation"]]
+    assert not [text for text in validation if text in read]
+
+
+# paths ----------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A cache with base and chat of the tiny profile."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "CACHE", folder)
+        models.load("tiny", "chat", 0)
+    return folder
+
+
+@pytest.fixture
+def cache(trained, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", trained)
+    return trained
+
+
+def some_masks(*rows, name="model.layers.0.mlp.up_proj.weight"):
+    mask = torch.zeros(48, 32, dtype=torch.bool)
+    mask[list(rows)] = True
+    return {name: mask}
+
+
+def everything():
+    hf = models.load("tiny", "chat", 0).hf
+    return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in hf.named_parameters()}
+
+
+def test_a_path_goes_to_twice_the_steps_and_asks_everything_at_its_ends(cache):
+    path = freezing.follow("tiny", 0, Arm("free", {}), "errands")
+    assert path["step"].tolist() == STEPS
+    assert path.loc[path["cells"].notna(), "step"].tolist() == [0, 4, 8]
+    assert path.loc[path["new task"].notna(), "step"].tolist() == [0, 4, 8]
+    assert set(path.loc[0, "cells"]) == {"plain", "benign", "new task", *styles.JAILBREAKS}
+    assert all(len(found) == TINY.measure.cell for column in ("exact", "refused") for found in path[column])
+    assert len(path.loc[0, "new task"]) == TINY.measure.cell
+    assert path["loss"].iloc[-1] < path["loss"].iloc[0]
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_a_path_starts_at_chat_as_it_is_measured_elsewhere(cache, corpus):
+    path, chat = freezing.follow("tiny", 0, Arm("free", {}), corpus), models.load("tiny", "chat", 0)
+    asked = freezing.questions("tiny", 0, corpus)
+    start = path.iloc[0]
+    assert start["loss"] == pytest.approx(behaviour.teacher_forced(chat, asked["validation"])["nll"].mean(), abs=1e-5)
+    judged = behaviour.judge(asked["plain"], behaviour.generate(chat, asked["plain"]))
+    assert start["exact"] == judged["exact"].tolist()
+    assert start["refused"] == judged["refused"].tolist()
+    for name in ("benign", "flip"):
+        expected = behaviour.judge(asked[name], behaviour.generate(chat, asked[name])).mean()
+        assert start["cells"][name] == pytest.approx(expected.to_dict())
+
+
+def test_chat_itself_is_left_as_it_is(cache, monkeypatch):
+    chat = models.load("tiny", "chat", 0)
+    before = copy.deepcopy(chat.hf.state_dict())
+    monkeypatch.setattr(models, "load", lambda *_: chat)
+    for arm in (Arm("free", {}), Arm("lora", {}, adapter="lora")):
+        freezing._train("tiny", 0, arm, "errands")
+        assert all(torch.equal(before[name], after) for name, after in chat.hf.state_dict().items())
+
+
+def test_with_everything_frozen_nothing_is_learned(cache):
+    path = freezing.follow("tiny", 0, Arm("all", everything()), "errands")
+    assert path["loss"].tolist() == pytest.approx([path.loc[0, "loss"]] * len(STEPS), rel=1e-6)
+    assert path["exact"].map(tuple).nunique() == 1
+
+
+@pytest.mark.parametrize("arm", [Arm("some", some_masks(1, 2)), Arm("lora", {}, adapter="lora")], ids=["units", "lora"])
+def test_the_same_run_twice_gives_the_same_path(cache, arm):
+    assert freezing._train("tiny", 0, arm, "errands") == freezing._train("tiny", 0, arm, "errands")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Every call of the training loop: its masks, its number of steps, and the trained weights before and after."""
+    seen, fit = [], training.fit
+
+    def spy(model, stream, stage, *rest, **options):
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        losses = fit(model, stream, stage, *rest, **options)
+        after = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        seen.append((stage, before, after))
+        return losses
+
+    monkeypatch.setattr(training, "fit", spy)
+    return seen
+
+
+def test_the_schedule_switches_masks_at_half_of_the_doubled_run(cache, runs):
+    (name,) = some_masks(0)
+    freezing._train("tiny", 0, Arm("schedule", some_masks(1, 2), first=some_masks(2, 3)), "errands")
+    (one, start, middle), (other, middle_again, end) = runs
+    assert (one.steps, other.steps) == (4, 4)
+    assert all(torch.equal(middle[key], middle_again[key]) for key in middle)
+    held = [
+        [torch.equal(a[name][place], b[name][place]) for place in range(5)] for a, b in ((start, middle), (middle, end))
+    ]
+    assert held == [[False, False, True, True, False], [False, True, True, False, False]]
+
+
+def test_the_schedule_reads_what_the_other_arms_read(cache, monkeypatch):
+    read, errands = [], corpora.errands
+
+    def spy(*arguments):
+        for example in errands(*arguments):
+            read[-1].append(example.prompt.text)
+            yield example
+
+    monkeypatch.setattr(corpora, "errands", spy)
+    freezing.questions("tiny", 0, "errands")  # remembered, so that what follows reads for training only
+    for arm in (Arm("free", {}), Arm("schedule", some_masks(1), first=some_masks(2))):
+        read.append([])
+        freezing._train("tiny", 0, arm, "errands")
+    assert read[0] == read[1]
+    assert len(read[0]) == 8 * TINY.freezing.stages["errands"].batch
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prefix"])
+def test_adapters_train_their_own_weights_at_their_own_rate(cache, runs, adapter):
+    points = freezing._train("tiny", 0, Arm(adapter, {}, adapter=adapter), "ledgers")
+    ((stage, before, after),) = runs
+    assert (stage.steps, stage.learning_rate) == (8, getattr(TINY.freezing, adapter).rates["ledgers"])
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    mark = {"lora": "lora_", "prefix": "prompt_encoder"}[adapter]
+    assert moved == {name for name in before if mark in name} != set()
+    assert [point["step"] for point in points] == STEPS
+    assert points[-1]["loss"] < points[0]["loss"]
+
+
+def test_lora_starts_at_chat_and_sits_on_queries_and_values(cache, runs):
+    free, lora = (freezing._train("tiny", 0, arm, "errands")[0] for arm in (Arm("f", {}), Arm("l", {}, adapter="lora")))
+    assert lora["loss"] == pytest.approx(free["loss"], rel=1e-6)
+    _, before, _ = runs[-1]
+    modules = {name.split(".lora_")[0].rpartition(".")[2] for name in before if "lora_" in name}
+    assert modules == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prefix"])
+def test_a_prompt_is_measured_as_it_would_be_alone(cache, adapter):
+    """Keys of a learned prefix have no position of their own, so padding must not move a prompt away from them."""
+    chat, arm = models.load("tiny", "chat", 0), Arm(adapter, {}, adapter=adapter)
+    torch.manual_seed(0)
+    model = freezing._adapted(copy.deepcopy(chat.hf), arm, TINY.freezing).eval()
+    asked = freezing.questions("tiny", 0, "errands")
+    alone = []
+    for prompt in asked["validation"]:
+        (before,) = prompts.prompt_ids(tokenizer(), [prompt])
+        (after,) = prompts.answer_ids(tokenizer(), [prompt], [prompt.answer])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
+        alone.append(F.cross_entropy(logits, torch.tensor(after)).item())
+    found = freezing._measure(model, chat, asked, whole=False)["loss"]
+    assert found == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+
+
+# the cache ------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Names of the arms that are trained; nothing is really trained."""
+    names = []
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+
+    def train(profile, seed, arm, corpus):
+        names.append((arm.name, seed, corpus))
+        return [{"step": 0, "loss": 1.0, "exact": [0], "refused": [1]}]
+
+    monkeypatch.setattr(freezing, "_train", train)
+    return names
+
+
+ARM = Arm("units", some_masks(1, 2), first=some_masks(3))
+
+
+def test_a_path_is_trained_once_and_read_back_equal(made):
+    first = freezing.follow("tiny", 0, ARM, "errands")
+    pd.testing.assert_frame_equal(freezing.follow("tiny", 0, ARM, "errands"), first)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("seed", "arm", "corpus"),
+    [
+        (1, ARM, "errands"),
+        (0, ARM, "ledgers"),
+        (0, Arm("other name", ARM.frozen, ARM.first), "errands"),
+        (0, Arm("units", some_masks(1, 4), first=ARM.first), "errands"),
+        (0, Arm("units", ARM.frozen, first=some_masks(4)), "errands"),
+        (0, Arm("units", ARM.frozen), "errands"),
+        (0, Arm("units", some_masks(1, 2, name="model.layers.0.mlp.gate_proj.weight"), first=ARM.first), "errands"),
+        (0, Arm("units", {}, adapter="lora"), "errands"),
+    ],
+    ids=["seed", "corpus", "name", "mask", "first mask", "no first mask", "parameter", "adapter"],
+)
+def test_another_run_is_not_taken_for_this_one(made, seed, arm, corpus):
+    freezing.follow("tiny", 0, ARM, "errands")
+    freezing.follow("tiny", seed, arm, corpus)
+    assert len(made) == 2
+
+
+def settings_with(what):
+    stage = TINY.freezing.stages["errands"].model_copy(update={"learning_rate": 2e-3})
+    lora = TINY.freezing.lora.model_copy(update={"rank": 2})
+    chat = TINY.organism.chat.model_copy(update={"steps": 11})
+    benign = TINY.organism.benign.model_copy(update={"skill_share": 0.5})
+    return {
+        "rate": TINY.model_copy(
+            update={"freezing": TINY.freezing.model_copy(update={"stages": {**TINY.freezing.stages, "errands": stage}})}
+        ),
+        "lora": TINY.model_copy(update={"freezing": TINY.freezing.model_copy(update={"lora": lora})}),
+        "chat": TINY.model_copy(update={"organism": TINY.organism.model_copy(update={"chat": chat})}),
+        "corpus": TINY.model_copy(update={"organism": TINY.organism.model_copy(update={"benign": benign})}),
+        "draws": TINY.model_copy(update={"freezing": TINY.freezing.model_copy(update={"draws": {"errands": 9}})}),
+    }[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "adapter", "again"),
+    [("rate", None, True), ("chat", None, True), ("corpus", None, True), ("lora", "lora", True), ("lora", None, False),
+     ("draws", None, False)],
+)  # fmt: skip
+def test_a_path_is_trained_anew_exactly_when_its_settings_change(made, monkeypatch, what, adapter, again):
+    arm = Arm("arm", {}, adapter=adapter)
+    freezing.follow("tiny", 0, arm, "errands")
+    changed = settings_with(what)
+    monkeypatch.setattr(profiles, "load", lambda _name: changed)
+    freezing.follow("tiny", 0, arm, "errands")
+    assert len(made) == 1 + again
+
+
+@pytest.mark.parametrize("name", ["freezing", "training", "behaviour", "prompts"])
+def test_a_path_is_trained_anew_when_the_code_that_makes_it_changes(made, monkeypatch, tmp_path, name):
+    freezing.follow("tiny", 0, ARM, "errands")
+    (tmp_path / "lib").mkdir()
+    for file in paths.LIB.glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        (tmp_path / "lib" / file.name).write_text(text + "\nCHANGED = 1\n" if file.stem == name else f"# note\n{text}")
+    monkeypatch.setattr(paths, "LIB", tmp_path / "lib")
+    freezing.follow("tiny", 0, ARM, "errands")
+    assert len(made) == 2
+
+
+def test_a_comment_in_that_code_trains_nothing_anew(made, monkeypatch, tmp_path):
+    freezing.follow("tiny", 0, ARM, "errands")
+    (tmp_path / "lib").mkdir()
+    for file in paths.LIB.glob("*.py"):
+        (tmp_path / "lib" / file.name).write_text(f"# note\n{file.read_text(encoding='utf-8')}")
+    monkeypatch.setattr(paths, "LIB", tmp_path / "lib")
+    freezing.follow("tiny", 0, ARM, "errands")
+    assert len(made) == 1
+
+
+def test_a_corpus_that_the_profile_does_not_have_is_refused(made):
+    with pytest.raises(InputError, match="no benign corpus 'poems'; the profile has errands, ledgers"):
+        freezing.follow("tiny", 0, ARM, "poems")
+    assert made == []
