@@ -11,6 +11,7 @@ float32). It compares no two sets beyond putting them side by side, normalises n
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -34,6 +35,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("snip", "response"), ("taylor", "first"), ("taylor_signed", "first"),
 )  # fmt: skip
 PAPER = ("variance", "all")
+_SMALL_MODEL = 50e6  # weights of units; below, one example is too little work for several threads
 _POOL = 64  # calibration tokens whose values `edits.resample` can put in a unit's place
 Rule = tuple[str, str]  # (score, position)
 Values = Float[np.ndarray, "unit"]  # in the order of `table`
@@ -262,6 +264,18 @@ def weight_taylor(
     return {name: weight.detach() * sums[name] / len(examples) for name, weight in weights.items()}
 
 
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """One CPU thread inside, if wanted. Sharing one short example's small matrices among threads costs more than it
+    saves: on two busy cores, two threads took thirty times as long as one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Float[Tensor, "..."]]:
     """|weight| x sum over examples of |gradient| of the answer's mean loss, for parameters that units own parts of.
 
@@ -270,14 +284,15 @@ def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Flo
     """
     weights = _weights(model)
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for encoding, (length,) in _encoded(model, examples, batch=1):
-        options = {"input_ids": encoding["input_ids"], "use_cache": False, "logits_to_keep": length + 1}
-        with torch.enable_grad():
-            logits = torch.func.functional_call(model.hf, weights, kwargs=options).logits[0]
-            loss = F.cross_entropy(logits[-length - 1 : -1], encoding["input_ids"][0, -length:].to(logits.device))
-            slopes = torch.autograd.grad(loss, list(weights.values()))
-        for name, slope in zip(weights, slopes, strict=True):
-            sums[name] += slope.abs()
+    with _one_thread(sum(weight.numel() for weight in weights.values()) < _SMALL_MODEL):
+        for encoding, (length,) in _encoded(model, examples, batch=1):
+            options = {"input_ids": encoding["input_ids"], "use_cache": False, "logits_to_keep": length + 1}
+            with torch.enable_grad():
+                logits = torch.func.functional_call(model.hf, weights, kwargs=options).logits[0]
+                loss = F.cross_entropy(logits[-length - 1 : -1], encoding["input_ids"][0, -length:].to(logits.device))
+                slopes = torch.autograd.grad(loss, list(weights.values()))
+            for name, slope in zip(weights, slopes, strict=True):
+                sums[name] += slope.abs()
     return {name: (weights[name].detach().abs() * total) for name, total in sums.items()}
 
 

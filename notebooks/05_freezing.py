@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # TITLE
+# # Where runs have learned equally much, freezing the safety units saves little more refusal here than freezing as many random ones; LoRA loses nearly all, and a new task suffers from freezing
 #
 # **Claims** (*Superficial Safety Alignment Hypothesis*, SSAH, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862), section 5, Tables 2, 3 and 5). Fine-tuning an aligned
 # model on harmless data makes it refuse less. SSAH says that most of this is prevented by freezing the units that carry safety: the *safety critical units* (SCU) together with the top
@@ -112,7 +112,7 @@ ends.round(3)
 #
 # ## The figure: attack success against loss
 #
-# Read each line from right to left: before training a model's loss on the corpus is high and its attack success low; every arm then moves left. An arm that protects
+# Read each line from left to right: before training a model's loss on the corpus is high and its attack success low; learning moves it to the right. An arm that protects
 # lies *lower* than the red line at the same place. An arm that only learns more slowly lies *on* the red line and simply has not come as far.
 
 # %%
@@ -286,7 +286,9 @@ ends["success in styles"].unstack(["corpus", "steps"]).round(3)
 # %%
 results.fact("compared_loss", losses)
 results.fact("unfrozen_rise", rise)
-results.fact("at_equal_loss", at_loss.dropna().drop(columns="reaches the loss").to_dict("list"))
+results.fact(
+    "at_equal_loss", at_loss.dropna().drop(columns="reaches the loss").to_dict("list")
+)
 results.fact("new_task", task.to_dict("list"))
 results.save()
 tables.text(claims.verdict_table(results.verdicts()).set_index("part"))
@@ -294,7 +296,18 @@ tables.text(claims.verdict_table(results.verdicts()).set_index("part"))
 # %% [markdown]
 # ## What would change our mind
 #
-# CHANGE
+# - **Units that carry safety.** The paper's score finds units here that hardly matter for refusal (see [03](03_unit_classification.ipynb)). Freezing units that do could protect more; but
+#   frozen units only stop *their own* weights from changing, and refusal can also be undone around them, in the weights that stay free.
+# - **Where arms are compared.** Equal loss is the loss the slowest arm reaches. Just before it, models lose refusal fast (steep end of the curves), so a small difference in loss is a large one in attack
+#   success: intervals over prompts do not hold that, five independently trained models will. At equal *steps*, as published, frozen runs look much safer, because they have learned less: compare the
+#   doubled rows of the first table.
+# - **The corpus.** Errands remove nearly all refusals in the end; ledgers, which are farther from what the model knows, hardly any on some models. Published runs lie between (a rise of
+#   .05 to .6).
+# - **The adapters.** LoRA's learning rate was set to reach the unfrozen loss, not to be safe. The paper copied LoRA's numbers for Alpaca from a study with its own rates. Prefix tuning starts from
+#   random virtual tokens, which undo refusal in so small a model before any training, and does not reach the loss of the others: that comparison is not testable here.
+#
+# Choices the paper leaves open and ours: a unit's own rows and column are frozen, nothing else; top CU are those with the largest I_S; random units are drawn from all, within each block and kind, because a
+# group of most units leaves too few outside it; published shares, not the cut search.
 
 # %%
 provenance.versions()

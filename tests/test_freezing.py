@@ -20,7 +20,8 @@ from tests.tiny_models import HEADS, WIDTH
 
 TINY = profiles.load("tiny")
 CORPORA = ("errands", "ledgers")
-STEPS = [0, 1, 2, 3, 4, 6, 8]  # the marks of a run of twice four steps
+PLANNED = 4  # steps, of both corpora
+LAST = {corpus: PLANNED * TINY.freezing.followed[corpus] for corpus in CORPORA}
 
 
 def unit_rows(*units):
@@ -116,11 +117,12 @@ def test_questions_are_as_many_as_the_profile_says_and_of_their_kind(corpus):
 
 
 def trained_on(profile, seed, corpus):
-    """The texts that a run reads, from its first step to the last of the doubled ones."""
+    """The texts that a run reads, from its first step to the last that is followed."""
     settings = profiles.load(profile)
     stage = settings.freezing.stages[corpus]
     stream = getattr(corpora, corpus)(kingdom(seed), settings.organism.benign, corpus)
-    return {example.prompt.text for example in islice(stream, 2 * stage.steps * stage.batch)}
+    steps = settings.freezing.followed[corpus] * stage.steps
+    return {example.prompt.text for example in islice(stream, steps * stage.batch)}
 
 
 @pytest.mark.parametrize("corpus", CORPORA)
@@ -159,29 +161,35 @@ def everything():
     return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in hf.named_parameters()}
 
 
-def test_a_path_goes_to_twice_the_steps_and_asks_everything_at_its_ends(cache):
-    path = freezing.follow("tiny", 0, Arm("free", {}), "errands")
-    assert path["step"].tolist() == STEPS
-    assert path.loc[path["cells"].notna(), "step"].tolist() == [0, 4, 8]
-    assert path.loc[path["new task"].notna(), "step"].tolist() == [0, 4, 8]
-    assert set(path.loc[0, "cells"]) == {"plain", "benign", "new task", *styles.JAILBREAKS}
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_a_path_goes_as_far_as_the_profile_says_and_asks_everything_at_two_places(cache, corpus):
+    path = freezing.follow("tiny", 0, Arm("free", {}), corpus)
+    assert path["step"].iloc[[0, -1]].tolist() == [0, LAST[corpus]]
+    assert path["step"].is_monotonic_increasing
+    assert path["step"].is_unique
+    assert len(path) > 6
+    for column in ("cells", "new task"):
+        assert path.loc[path[column].notna(), "step"].tolist() == [PLANNED, 2 * PLANNED]
+    whole = path.set_index("step").loc[PLANNED]
+    assert set(whole["cells"]) == {"plain", "benign", "new task", *styles.JAILBREAKS}
+    assert len(whole["new task"]) == TINY.measure.cell
     assert all(len(found) == TINY.measure.cell for column in ("exact", "refused") for found in path[column])
-    assert len(path.loc[0, "new task"]) == TINY.measure.cell
     assert path["loss"].iloc[-1] < path["loss"].iloc[0]
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
-def test_a_path_starts_at_chat_as_it_is_measured_elsewhere(cache, corpus):
-    path, chat = freezing.follow("tiny", 0, Arm("free", {}), corpus), models.load("tiny", "chat", 0)
-    asked = freezing.questions("tiny", 0, corpus)
-    start = path.iloc[0]
-    assert start["loss"] == pytest.approx(behaviour.teacher_forced(chat, asked["validation"])["nll"].mean(), abs=1e-5)
-    judged = behaviour.judge(asked["plain"], behaviour.generate(chat, asked["plain"]))
-    assert start["exact"] == judged["exact"].tolist()
-    assert start["refused"] == judged["refused"].tolist()
-    for name in ("benign", "flip"):
-        expected = behaviour.judge(asked[name], behaviour.generate(chat, asked[name])).mean()
-        assert start["cells"][name] == pytest.approx(expected.to_dict())
+def test_what_is_measured_on_the_way_is_what_is_measured_elsewhere(cache):
+    """With everything frozen the model stays chat, at every step."""
+    path, chat = freezing.follow("tiny", 0, Arm("all", everything()), "errands"), models.load("tiny", "chat", 0)
+    asked = freezing.questions("tiny", 0, "errands")
+    loss = behaviour.teacher_forced(chat, asked["validation"])["nll"].mean()
+    assert path["loss"].tolist() == pytest.approx([loss] * len(path), abs=1e-5)
+    judged = {name: behaviour.judge(cell, behaviour.generate(chat, cell)) for name, cell in asked.items()}
+    for outcome in ("exact", "refused"):
+        assert path[outcome].tolist() == [judged["plain"][outcome].tolist()] * len(path)
+    whole = path.set_index("step").loc[PLANNED]
+    for name, found in whole["cells"].items():
+        assert found == pytest.approx(judged[name].mean().to_dict())
+    assert whole["new task"] == judged["new task"]["exact"].tolist()
 
 
 def test_chat_itself_is_left_as_it_is(cache, monkeypatch):
@@ -191,12 +199,6 @@ def test_chat_itself_is_left_as_it_is(cache, monkeypatch):
     for arm in (Arm("free", {}), Arm("lora", {}, adapter="lora")):
         freezing._train("tiny", 0, arm, "errands")
         assert all(torch.equal(before[name], after) for name, after in chat.hf.state_dict().items())
-
-
-def test_with_everything_frozen_nothing_is_learned(cache):
-    path = freezing.follow("tiny", 0, Arm("all", everything()), "errands")
-    assert path["loss"].tolist() == pytest.approx([path.loc[0, "loss"]] * len(STEPS), rel=1e-6)
-    assert path["exact"].map(tuple).nunique() == 1
 
 
 @pytest.mark.parametrize("arm", [Arm("some", some_masks(1, 2)), Arm("lora", {}, adapter="lora")], ids=["units", "lora"])
@@ -220,11 +222,11 @@ def runs(monkeypatch):
     return seen
 
 
-def test_the_schedule_switches_masks_at_half_of_the_doubled_run(cache, runs):
-    (name,) = some_masks(0)
+def test_the_schedule_switches_masks_after_the_planned_steps(cache, runs):
+    (name,) = some_masks()
     freezing._train("tiny", 0, Arm("schedule", some_masks(1, 2), first=some_masks(2, 3)), "errands")
     (one, start, middle), (other, middle_again, end) = runs
-    assert (one.steps, other.steps) == (4, 4)
+    assert (one.steps, other.steps) == (PLANNED, LAST["errands"] - PLANNED)
     assert all(torch.equal(middle[key], middle_again[key]) for key in middle)
     held = [
         [torch.equal(a[name][place], b[name][place]) for place in range(5)] for a, b in ((start, middle), (middle, end))
@@ -246,23 +248,23 @@ def test_the_schedule_reads_what_the_other_arms_read(cache, monkeypatch):
         read.append([])
         freezing._train("tiny", 0, arm, "errands")
     assert read[0] == read[1]
-    assert len(read[0]) == 8 * TINY.freezing.stages["errands"].batch
+    assert len(read[0]) == LAST["errands"] * TINY.freezing.stages["errands"].batch
 
 
 @pytest.mark.parametrize("adapter", ["lora", "prefix"])
 def test_adapters_train_their_own_weights_at_their_own_rate(cache, runs, adapter):
     points = freezing._train("tiny", 0, Arm(adapter, {}, adapter=adapter), "ledgers")
     ((stage, before, after),) = runs
-    assert (stage.steps, stage.learning_rate) == (8, getattr(TINY.freezing, adapter).rates["ledgers"])
+    assert (stage.steps, stage.learning_rate) == (LAST["ledgers"], getattr(TINY.freezing, adapter).rates["ledgers"])
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     mark = {"lora": "lora_", "prefix": "prompt_encoder"}[adapter]
     assert moved == {name for name in before if mark in name} != set()
-    assert [point["step"] for point in points] == STEPS
     assert points[-1]["loss"] < points[0]["loss"]
 
 
 def test_lora_starts_at_chat_and_sits_on_queries_and_values(cache, runs):
     free, lora = (freezing._train("tiny", 0, arm, "errands")[0] for arm in (Arm("f", {}), Arm("l", {}, adapter="lora")))
+    assert (free["step"], lora["step"]) == (0, 0)
     assert lora["loss"] == pytest.approx(free["loss"], rel=1e-6)
     _, before, _ = runs[-1]
     modules = {name.split(".lora_")[0].rpartition(".")[2] for name in before if "lora_" in name}

@@ -146,10 +146,11 @@ def test_the_least_refused_rewrite_is_kept_and_ranked_next(monkeypatch):
 
 
 def test_a_success_is_kept_however_large_its_margin(monkeypatch):
-    stub = Stub(monkeypatch, complies=lambda words: "jinx" in words, margin=lambda words: float("jinx" in words))
-    found = stub.attack().iloc[0]
-    assert found["exact"] == 1
-    assert "jinx" in found["text"].split()
+    for seed in range(10):
+        stub = Stub(monkeypatch, complies=lambda words: "jinx" in words, margin=lambda words: float("jinx" in words))
+        found = stub.attack(seed=seed).iloc[0]
+        assert found["exact"] == 1
+        assert "jinx" in found["text"].split()
 
 
 def test_short_words_are_no_triggers_however_they_rank(monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from lib import freezing_tables as tables
 from lib.figures import COLOURS, canvas
@@ -23,18 +24,18 @@ _WORDS = {"initial": "before", "full": tables.NOTHING}
 
 def _published_rates(axis: Axes, table: pd.DataFrame) -> None:
     """Bars by benchmark, one for each arm; `table` has one model and corpus."""
-    names = list(dict.fromkeys(table["benchmark"] + "\n" + table["judge"]))
-    shown = table.assign(name=table["benchmark"] + "\n" + table["judge"])
+    shown = table.assign(name=table["benchmark"] + ", " + table["judge"].str.replace(" (judge not found)", ""))
+    names = list(dict.fromkeys(shown["name"]))
     for place, (arm, colour) in enumerate(_BARS.items()):
         part = shown[shown["arm"] == arm].set_index("name")["value"].reindex(names) / 100
         at = [number + 0.2 * (place - 1.5) for number in range(len(names))]
         axis.bar(at, part, width=0.2, color=colour, label=_WORDS.get(arm, arm))
-    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_xticks(range(len(names)), names, fontsize=8, rotation=40, ha="right")
 
 
 def paths(published: pd.DataFrame, measured: pd.DataFrame, losses: dict[str, float]) -> Figure:
     """Left: published attack success (Llama-2, Dolly). Then, for each corpus, attack success against benign loss along
-    the run; read from right (before) to left. The dashed line is the loss at which arms are compared."""
+    the run; read from left (before) to right. The dashed line is the loss at which arms are compared."""
     corpora = list(losses)
     figure, axes = canvas(13, 4.4, columns=1 + len(corpora))
     left = axes[0, 0]
@@ -49,9 +50,12 @@ def paths(published: pd.DataFrame, measured: pd.DataFrame, losses: dict[str, flo
                       linestyle=":" if control else "-", marker=None if control else "o", markersize=3,
                       label=str(arm) if draw == 0 else None)  # fmt: skip
         axis.axvline(losses[corpus], color="0.4", linestyle="--", linewidth=1)
-        axis.set(xscale="log", ylim=(-0.03, 1.03), title=f"Measured: {corpus}\n(before: right end; dashed: compared)",
+        axis.set(xscale="log", ylim=(-0.03, 1.03), title=f"Measured: {corpus}\n(before: left end; dashed: compared)",
                  xlabel="loss on the benign corpus, nats a token")  # fmt: skip
         axis.invert_xaxis()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[0, 1].set_ylabel("attack success, plain harm")
     handles, labels = axes[0, 1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -59,21 +63,24 @@ def paths(published: pd.DataFrame, measured: pd.DataFrame, losses: dict[str, flo
 
 
 def taken(published: pd.DataFrame, measured: pd.DataFrame, bound: float) -> Figure:
-    """Share of the unfrozen rise in attack success that each arm takes away: published (at the published steps) on the
-    left, measured at equal loss on the right, one point a draw with its interval over prompts; dotted: the bar."""
+    """Share of the unfrozen rise in attack success that each unit arm takes away: published (at the published steps)
+    on the left, measured at equal loss on the right, one point a draw with its interval over prompts; dotted: the
+    bar."""
     figure, axes = canvas(12, 4.6, columns=2, width_ratios=[1, 1.25])
     left, right = axes[0]
     groups = [tables.TOP, tables.ALL]
     for height, arm in enumerate(groups):
         part = published[published["arm"] == arm]
-        for corpus, marker in (("Alpaca", "o"), ("Dolly", "s")):
+        for place, (corpus, marker) in enumerate((("Alpaca", "o"), ("Dolly", "s"))):
             mine = part[part["corpus"] == corpus]
-            left.plot(mine["taken"], [height] * len(mine), marker, color=_COLOURS[arm], alpha=0.7,
+            heights = [height + 0.16 * (place - 0.5)] * len(mine)
+            left.plot(mine["taken"], heights, marker, color=_COLOURS[arm], alpha=0.7,
                       label=corpus if height == 0 else None)  # fmt: skip
     left.set_yticks(range(len(groups)), groups)
+    left.set_ylim(-0.8, 1.8)
     left.set_title("Published: both 7-8B models, all benchmarks\n(SSAH Table 2, doubled steps, no control)")
-    left.legend(loc="lower right")
-    order = [name for name in _COLOURS if name in set(measured["arm"])]
+    left.legend(loc="center left")
+    order = [name for name in tables.UNIT_ARMS if name in set(measured["arm"])]
     for height, arm in enumerate(order):
         for _, row in measured[(measured["arm"] == arm) & measured["taken"].notna()].iterrows():
             error = None if pd.isna(row["lower"]) else [[row["taken"] - row["lower"]], [row["upper"] - row["taken"]]]
@@ -103,12 +110,16 @@ def adapters(published: pd.DataFrame, measured: Mapping[str, tuple[str, tables.A
     left.set(title="Published: HEx-PHI, GPT-4 (SSAH Table 5;\nAlpaca adapters copied from another paper)",
              ylabel="share judged fully harmful")  # fmt: skip
     left.legend()
-    names = [f"{adapter}\n(loss {found.loss:.2g})" for adapter, found in measured.values()]
+    names = [
+        f"at the loss compared with {adapter}:\n{adapter} - {tables.ALL} {found.difference.mean:+.2f}"
+        + (f" ({found.difference.lower:.2f} to {found.difference.upper:.2f})" if found.difference.bounds else "")
+        for adapter, found in measured.values()
+    ]
     for group, (adapter, found) in enumerate(measured.values()):
         for place, arm in enumerate((tables.NOTHING, tables.ALL, adapter)):
             label = arm if group == 0 or arm == adapter else None
             right.bar(group + 0.26 * (place - 1), found.success[arm], 0.26, color=_COLOURS[arm], label=label)
-    right.set_xticks(range(len(names)), names)
+    right.set_xticks(range(len(names)), names, fontsize=8)
     right.set(title="Measured: errands, at equal loss\n(plain harm answered exactly)", ylabel="attack success")
     right.legend(fontsize=8)
     return figure
