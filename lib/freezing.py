@@ -8,9 +8,12 @@ the cache under a key of everything it depends on, this code included, so that n
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, cast
 
@@ -26,6 +29,7 @@ from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
 from lib.profiles import Corpus, Freezing, Stage
 from lib.prompts import Prompt
+from lib.threads import one_thread
 from lib.training import Masks
 
 _CODE = ("freezing", "training", "behaviour", "prompts")  # what trains and measures; the data enter keys by content
@@ -121,8 +125,15 @@ def _stage(settings: Freezing, arm: Arm, corpus: Corpus) -> Stage:
 
 def _train(profile: str, seed: int, arm: Arm, corpus: Corpus) -> list[dict[str, Any]]:
     settings, start = profiles.load(profile), models.load(profile, "chat", seed)
+    with one_thread():  # the same bits whether runs are trained one by one or side by side
+        return _path(settings, start, seed, arm, corpus)
+
+
+def _path(
+    settings: profiles.Profile, start: LanguageModel, seed: int, arm: Arm, corpus: Corpus
+) -> list[dict[str, Any]]:
     stage = _stage(settings.freezing, arm, corpus)
-    asked = questions(profile, seed, corpus)
+    asked = questions(settings.name, seed, corpus)
     points: list[dict[str, Any]] = []
     planned = settings.freezing.stages[corpus].steps
     marks = {round(mark * stage.steps) for mark in _MARKS} | {planned, 2 * planned}
@@ -139,7 +150,7 @@ def _train(profile: str, seed: int, arm: Arm, corpus: Corpus) -> list[dict[str, 
 
     stream = getattr(corpora, corpus)(kingdom(seed), settings.organism.benign, corpus)
     step = training.sft_step(tokenizer(), stage)
-    label = f"{profile} seed {seed}: {corpus}, {arm.name}"
+    label = f"{settings.name} seed {seed}: {corpus}, {arm.name}"
     cuts = [(0, stage.steps, arm.frozen)]
     if arm.first:
         cuts = [(0, planned, arm.first), (planned, stage.steps, arm.frozen)]
@@ -156,14 +167,31 @@ def follow(profile: str, seed: int, arm: Arm, corpus: Corpus) -> pd.DataFrame:
     Columns: `step`, `loss` (nats a token, on examples never trained on), `exact` and `refused` (0/1 lists over plain
     harmful prompts); after the planned and the doubled steps also `cells` (rates by cell) and `new task` (0/1 list).
     """
+    folder, about = _place(profile, seed, arm, corpus)
+    return pd.DataFrame(storage.remembered(folder, about, lambda: _train(profile, seed, arm, corpus)))
+
+
+def prepare(profile: str, seed: int, arms: Sequence[Arm], corpus: Corpus) -> None:
+    """Train what `follow` would have to, as many runs side by side as the profile has threads.
+
+    Each in a process of its own on one thread: for models this small that is faster than one run on all threads.
+    """
+    missing = [arm for arm in arms if storage.damage(_place(profile, seed, arm, corpus)[0]) is not None]
+    if len(missing) < 2:
+        return
+    with ProcessPoolExecutor(profiles.load(profile).threads, mp_context=get_context("spawn")) as pool:
+        for path in [pool.submit(follow, profile, seed, arm, corpus) for arm in missing]:
+            path.result()
+
+
+def _place(profile: str, seed: int, arm: Arm, corpus: Corpus) -> tuple[Path, dict[str, Any]]:
+    """The folder in which a path is kept, and what is written beside it."""
     settings = profiles.load(profile)
     if corpus not in settings.freezing.stages:
         raise InputError(f"no benign corpus {corpus!r}; the profile has {', '.join(settings.freezing.stages)}")
     about = {"profile": profile, "seed": seed, "arm": arm.name, "corpus": corpus}
     key = storage.digest_json({**about, **_depends_on(settings, seed, arm, corpus)})[:20]
-    folder = paths.CACHE / "freezing" / profile / f"{seed}-{corpus}-{arm.name.replace(' ', '_')}-{key}"
-    points = storage.remembered(folder, about, lambda: _train(profile, seed, arm, corpus))
-    return pd.DataFrame(points)
+    return paths.CACHE / "freezing" / profile / f"{seed}-{corpus}-{arm.name.replace(' ', '_')}-{key}", about
 
 
 def _depends_on(settings: profiles.Profile, seed: int, arm: Arm, corpus: Corpus) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def arms(
 
 def follow(profile: str, seed: int, found: Mapping[str, Sequence[Arm]], corpus: Corpus) -> pd.DataFrame:
     """The paths of all arms on one corpus (`freezing.follow`), with columns `arm` and `draw`."""
+    freezing.prepare(profile, seed, [one for group in found.values() for one in group], corpus)
     paths = [
         freezing.follow(profile, seed, one, corpus).assign(arm=name, draw=draw)
         for name, group in found.items()

@@ -11,7 +11,6 @@ float32). It compares no two sets beyond putting them side by side, normalises n
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,6 +26,7 @@ from lib.errors import InputError, unknown
 from lib.kingdom import lexicon
 from lib.models import UNIT_SITES, LanguageModel
 from lib.prompts import Example
+from lib.threads import one_thread
 from lib.tracing import Place
 
 POSITIONS = ("all", "response", "first")  # every token; the answer's tokens; the token that predicts the answer's first
@@ -264,18 +264,6 @@ def weight_taylor(
     return {name: weight.detach() * sums[name] / len(examples) for name, weight in weights.items()}
 
 
-@contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """One CPU thread inside, if wanted. Sharing one short example's small matrices among threads costs more than it
-    saves: on two busy cores, two threads took thirty times as long as one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Float[Tensor, "..."]]:
     """|weight| x sum over examples of |gradient| of the answer's mean loss, for parameters that units own parts of.
 
@@ -284,7 +272,7 @@ def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Flo
     """
     weights = _weights(model)
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    with _one_thread(sum(weight.numel() for weight in weights.values()) < _SMALL_MODEL):
+    with one_thread(sum(weight.numel() for weight in weights.values()) < _SMALL_MODEL):
         for encoding, (length,) in _encoded(model, examples, batch=1):
             options = {"input_ids": encoding["input_ids"], "use_cache": False, "logits_to_keep": length + 1}
             with torch.enable_grad():

@@ -307,7 +307,7 @@ doses = {
 }
 strongest = scored[charts.STRONGEST], shares[charts.STRONGEST]["ru"]
 small = unit_tables.heldout(profile, seed, "small")
-some = counts[1::2]
+some = counts[::2]
 random_units = unit_tables.random_curve(chat, *strongest, some, small, 5, seed)
 dosed = pd.concat(
     [unit_tables.dose_curve(dense, found, name, asked) for name, found in doses.items()]
@@ -331,7 +331,7 @@ caption = (
         for name, one in at.iterrows()
     )
     + f". Bands: 95 % over {harm_n} harmful and {utility_n} other prompts; for random units the range of 5 draws on fewer "
-    "prompts. Crosses: published, three 7-8B models."
+    "prompts. Crosses: published, three 7-8B models, hollow with nothing removed."
 )
 data = figures.panels(published=absolute, measured=dosed)
 figures.save(figure, "03_unit_classification.ssah.4.best", data, caption, profile, seed)
@@ -346,32 +346,35 @@ figures.save(figure, "03_unit_classification.ssah.4.best", data, caption, profil
 # %%
 equal = {group: shares[charts.PAPER][group] for group in ("ru", "scu")}
 grid = unit_tables.sensitivity(chat, calibration, equal, small, bounds)
-start = unit_tables.observe(chat, small).iloc[0]
-random_words = [
+by_chance = [
     unit_tables.outcome(one - dense.iloc[0], *bounds) for _, one in draws["scu"].iterrows()
 ]
-words = grid.groupby(["removal", "outcome"], sort=False).size().unstack(fill_value=0)
-words.loc["random units, zero"] = pd.Series(random_words).value_counts()
-words.fillna(0).astype(int)
+named = pd.DataFrame({"removal": "random units, zero", "outcome": by_chance})
+named = pd.concat([grid[["removal", "outcome"]], named])
+words = pd.crosstab(named["removal"], named["outcome"])
+words
 
 # %%
 figure = charts.sensitivity(grid)
 alone = grid[grid["outcome"] == unit_tables.ALONE]
+by_score = grid.groupby("score")["attack_success"].agg(["min", "max"])
+unsure = unit_tables.interval(pd.Series([0.0, 0.0]), small.n("attack_success"))
 caption = (
     f"What removing the units of largest I_S - I_U ({equal['scu']:.1%} of all) does; numbers: rise of attack success on "
-    f"{small.n('attack_success')} harmful prompts. Safety falls and utility stays in {len(alone)} of {len(grid)} "
-    f"combinations, with scores: {', '.join(sorted(set(alone['score']))) or 'none'}. Variance: "
-    f"{grid[grid['score'] == 'variance']['attack_success'].min():+.2f} to "
-    f"{grid[grid['score'] == 'variance']['attack_success'].max():+.2f}; Taylor without its sign: at most "
-    f"{grid[grid['score'] == 'taylor']['attack_success'].max():+.2f}."
+    f"{unsure.n} harmful prompts, where 0 has a 95 % interval of {unsure.upper:.2f} on either side. Safety falls and "
+    f"utility stays in {len(alone)} of {len(grid)} combinations, with scores: "
+    f"{', '.join(sorted(set(alone['score']))) or 'none'}. Variance: {by_score['min']['variance']:+.2f} to "
+    f"{by_score['max']['variance']:+.2f}; Taylor without its sign: {by_score['min']['taylor']:+.2f} to "
+    f"{by_score['max']['taylor']:+.2f}."
 )
 figures.save(figure, "03_unit_classification.sensitivity", grid, caption, profile, seed)
 
 # %% [markdown]
 # ## Is the set stable?
 #
-# A reviewer of SSAH asked for this. A set can be stable and still do nothing when removed, so it is not evidence for the score by itself. SCU are chosen again on other samples of training meanings; the overlap of two sets is the number of units in both over the number in either. Beside it,
-# where SCU lie: units of differently seeded models cannot be matched, but their layers can.
+# A reviewer of SSAH asked for this. SCU are chosen again on other samples of training meanings; the overlap of two sets is the number of units in both over the number in either.
+# A set can be stable and still do nothing when it is removed, so stability alone is no evidence for a score. Beside it, where SCU lie: units of differently seeded models cannot be matched, but
+# their layers can.
 
 # %%
 again = unit_stability.redrawn(
@@ -452,7 +455,12 @@ needed = {
     "their columns": columns_only,
     "single weights": sizes.weights,
 }
-pd.Series(needed, name="parameters needed").to_frame()
+ratios = {
+    name: round(number / sizes.weights, 1) if number and sizes.weights else None
+    for name, number in needed.items()
+}
+table = pd.DataFrame({"parameters": needed, "times single weights": ratios}, dtype=object)
+table.fillna("no set tried suffices")
 
 # %%
 results.part(
@@ -463,6 +471,7 @@ results.part(
     detail=needed,
     reason=None if sizes.ratio else sizes.reason,
 )
+
 # %%
 curve = unit_weights.size_curve(in_units + single + random_single, dense, asked)
 smallest = {
@@ -480,7 +489,7 @@ caption = (
     "Rise of attack success and drop in utility by the number of parameters set to zero. Enough for a rise of "
     f"{bounds[0]:g} at a cost of {bounds[1]:g}: "
     + ", ".join(f"{name} {number:,}" for name, number in smallest.items())
-    + f"{ratio}. {sizes.reason} SNIP set differences raise it by at most {differences['value'].max():.2f}, random weights by "
+    + f"{ratio}. {sizes.reason}{'. ' if sizes.reason else ''}SNIP set differences raise it by at most {differences['value'].max():.2f}, random weights by "
     f"at most {by_chance['value'].max():.2f}. Bands: 95 % over {harm_n} harmful and {utility_n} other prompts."
 )
 figures.save(figure, "03_unit_classification.ssah.11", curve, caption, profile, seed)
@@ -493,7 +502,7 @@ figures.save(figure, "03_unit_classification.ssah.11", curve, caption, profile, 
 # %%
 results.fact("shares", shares)
 results.fact("rise_and_cost", changes.round(4).to_dict("list"))
-results.fact("outcomes", words.fillna(0).astype(int).T.to_dict())
+results.fact("outcomes", words.T.to_dict())
 results.fact("overlap", mean.round(4).to_dict() | {"by chance": round(chance, 4)})
 results.save()
 tables.text(claims.verdict_table(results.verdicts()).set_index("part"))
@@ -501,15 +510,16 @@ tables.text(claims.verdict_table(results.verdicts()).set_index("part"))
 # %% [markdown]
 # ## What would change our mind
 #
-# - **Our reading of the score.** SSAH's code was not public when this was written. Tokens, normalisation, ranking and the sets themselves are our choices; the grid above varies three of
-#   them, and variance fails under each. Code that scores otherwise would reopen `ssah.4`.
+# - **Our reading of the score.** SSAH's code was not public when this was written. Tokens, normalisation, ranking and the sets themselves are our choices. The grid above varies the first two
+#   and the way to remove; code that scores or ranks otherwise would reopen `ssah.4`.
 # - **What a size can see.** Variance, second moment, SNIP and Taylor without its sign say how much a unit matters, not which way it pushes: units for and against refusal look alike. On
 #   prompts that differ more in length and topic than ours, size may follow harm more closely.
 # - **A score that is given the answer.** Signed Taylor differentiates the very choice that is then measured (on other meanings), so it shows that a small set *exists*, not that importance on
 #   a set of harmful prompts finds it.
 # - **Chosen beforehand.** `ssah.4.best` is judged with the rule that two other models preferred. The strongest score missed that choice by its cost on one of them; where it is cheap, as the figures
 #   show, the choice was unlucky. It is not changed after the fact.
-# - **Steps.** Sizes are tried in steps, so the ratio of `ssah.11` is right to about a factor of 1.5, and better rankings of units or of weights would move it. It would have to fall below 2.
+# - **Steps.** Sizes are tried in steps, so the ratio of `ssah.11` is right to about a factor of 1.5, and its interval, which resamples prompts only, can have no width. Better rankings of units
+#   or of weights would move it; it would have to fall below 2.
 # - **A small model.** Few words decide refusal here. In a 7B model a decision may be spread over more weights, or more neatly over units.
 #
 # Choices the paper leaves open and ours: attention is cut by channel, not by head; the ranking is over the whole model; no retraining and, with zero, no compensation; the tolerances of the cut search.

@@ -219,11 +219,12 @@ def rates(refused, exact):
 
 
 def ends(arm, draw, success, corpus="errands", task=(0, 1)):
-    """A path of three points; its two ends ask everything."""
+    """A path that asks everything after the planned steps and the doubled ones, and is followed beyond."""
     cells = {"plain": rates(0.5, success), "benign": rates(0.1, 0.9), "new task": rates(0.0, 0.25)}
     cells |= {style: rates(0.0, success if style == "flip" else 0.0) for style in styles.JAILBREAKS}
-    table = path([0, 4, 6, 8], [4.0, 2.0, 1.5, 1.0], [0, 0, 0, 0], arm, draw).assign(corpus=corpus)
-    return table.assign(cells=[cells, cells, None, cells], **{"new task": [list(task)] * 2 + [None, list(task)]})
+    table = path([0, 4, 6, 8, 16], [4.0, 2.0, 1.5, 1.0, 0.5], [0] * 5, arm, draw).assign(corpus=corpus)
+    whole = {"cells": [None, cells, None, cells, None], "new task": [None, [0], None, list(task), None]}
+    return table.assign(**whole)
 
 
 def test_at_equal_steps_draws_are_averaged():
@@ -356,6 +357,7 @@ def test_paths_of_all_arms_carry_their_names_and_draws(monkeypatch):
         return pd.DataFrame({"step": [0, 8], "loss": [2.0, 1.0]})
 
     monkeypatch.setattr(freezing, "follow", follow)
+    monkeypatch.setattr(freezing, "prepare", lambda *_: None)
     arms = {NOTHING: [freezing.Arm("n", {})], RANDOM[TOP]: [freezing.Arm(f"r{i}", {}) for i in range(2)]}
     found = compare.follow("tiny", 3, arms, "ledgers")
     assert asked == [("tiny", 3, name, "ledgers") for name in ("n", "r0", "r1")]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -20,7 +21,7 @@ CAUSAL, RANDOM_WEIGHTS = "single weights, causal ranking", "single weights, rand
 SERIES = {
     PAPER: COLOURS["blue"], BEST: COLOURS["green"], STRONGEST: COLOURS["vermilion"], RANDOM: COLOURS["grey"],
 }  # fmt: skip
-_GROUPS = {"scu": COLOURS["blue"], "ucu": COLOURS["orange"], "ru": COLOURS["purple"], "cu": COLOURS["brown"]}
+_GROUPS = {"scu": COLOURS["blue"], "ucu": COLOURS["orange"], "ru": COLOURS["purple"]}
 _NAMES = {
     "attack_success": "attack success\n(harm answered exactly)",
     "refusal": "refusal of harm",
@@ -42,6 +43,32 @@ def _target(axis: Axes, rise: float, cost: float) -> None:
     axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
 
 
+def _published_corner(axis: Axes, published: pd.DataFrame) -> None:
+    markers = dict(zip(published["model"].unique(), "os^", strict=True))
+    for (model, group), part in published.groupby(["model", "group"], sort=False):
+        axis.scatter(part["cost"], part["rise"], color=_GROUPS[str(group)], marker=markers[model], s=42, zorder=3)
+    keys: list[Artist] = [Patch(color=colour, label=name.upper()) for name, colour in _GROUPS.items()]
+    keys += [axis.scatter([], [], color="0.4", marker=marker, label=model) for model, marker in markers.items()]
+    axis.legend(handles=keys, fontsize=8, **_BELOW)
+    axis.set_title("Published (SSAH Table 1, without system prompt;\nno interval, no random control)")
+
+
+def _measured_corner(axis: Axes, measured: pd.DataFrame, random: pd.DataFrame) -> None:
+    shapes = {PAPER: "o", BEST: "D", STRONGEST: "*"}
+    for name, part in random.groupby("name", sort=False):
+        axis.scatter(part["cost"], part["rise"], s=11, color="0.6", marker="x" if "RU" in str(name) else ".",
+                     label=str(name), linewidth=0.8)  # fmt: skip
+    for _, row in measured.iterrows():
+        score, group = row["name"].split(": ")
+        spread_x = [[row["cost"] - row["cost_lower"]], [row["cost_upper"] - row["cost"]]]
+        spread_y = [[row["rise"] - row["rise_lower"]], [row["rise_upper"] - row["rise"]]]
+        axis.errorbar(row["cost"], row["rise"], xerr=np.clip(spread_x, 0, None), yerr=np.clip(spread_y, 0, None),
+                      fmt=shapes[score], color=_GROUPS[group.lower()], markersize=10 if score == STRONGEST else 6.5,
+                      elinewidth=1, label=f"{group}, {score}", zorder=3)  # fmt: skip
+    axis.set_title("Measured (zero removal, cut-search shares;\nbars: 95 % over prompts)")
+    axis.legend(fontsize=8, **_BELOW)
+
+
 def corner(
     published: pd.DataFrame, measured: pd.DataFrame, random: pd.DataFrame, bounds: tuple[float, float]
 ) -> Figure:
@@ -52,28 +79,12 @@ def corner(
     """
     figure, axes = canvas(11.5, 5.6, sharex=True, sharey=True)
     left, right = axes[0]
-    widest = max(0.32, measured["cost_upper"].max(), random["cost"].max()) + 0.05
-    left.set(xlim=(-0.06, widest), ylim=(-0.22, 1.05), ylabel="rise of attack success")
-    markers = dict(zip(published["model"].unique(), "os^", strict=True))
-    for (model, group), part in published.groupby(["model", "group"], sort=False):
-        left.scatter(part["cost"], part["rise"], color=_GROUPS[str(group)], marker=markers[model], s=42, zorder=3)
-    keys = [Patch(color=colour, label=name.upper()) for name, colour in _GROUPS.items() if name != "cu"]
-    keys += [left.scatter([], [], color="0.4", marker=marker, label=model) for model, marker in markers.items()]
-    left.legend(handles=keys, fontsize=8, **_BELOW)
-    left.set_title("Published (SSAH Table 1, without system prompt;\nno interval, no random control)")
-    shapes = {PAPER: "o", BEST: "D", STRONGEST: "*"}
-    for name, part in random.groupby("name", sort=False):
-        right.scatter(part["cost"], part["rise"], s=11, color="0.6", marker="x" if "RU" in str(name) else ".",
-                      label=str(name), linewidth=0.8)  # fmt: skip
-    for _, row in measured.iterrows():
-        score, group = row["name"].split(": ")
-        spread_x = [[row["cost"] - row["cost_lower"]], [row["cost_upper"] - row["cost"]]]
-        spread_y = [[row["rise"] - row["rise_lower"]], [row["rise_upper"] - row["rise"]]]
-        right.errorbar(row["cost"], row["rise"], xerr=np.clip(spread_x, 0, None), yerr=np.clip(spread_y, 0, None),
-                       fmt=shapes[score], color=_GROUPS[group.lower()], markersize=10 if score == STRONGEST else 6.5,
-                       elinewidth=1, label=f"{group}, {score}", zorder=3)  # fmt: skip
-    right.set_title("Measured (zero removal, cut-search shares;\nbars: 95 % over prompts)")
-    right.legend(fontsize=8, **_BELOW)
+    costs, rises = (pd.concat([measured[f"{what}_{end}"] for end in ("lower", "upper")] + [random[what]]) for what in
+                    ("cost", "rise"))  # fmt: skip
+    left.set(xlim=(min(-0.06, costs.min() - 0.02), max(0.32, costs.max()) + 0.05), ylabel="rise of attack success")
+    left.set_ylim(min(-0.22, rises.min() - 0.02), 1.05)
+    _published_corner(left, published)
+    _measured_corner(right, measured, random)
     for axis in axes[0]:
         axis.set_xlabel("drop in utility")
         _target(axis, *bounds)
@@ -83,9 +94,9 @@ def corner(
 def dose(published: pd.DataFrame, measured: pd.DataFrame, total: int, baseline: Mapping[str, float]) -> Figure:
     """Attack success, refusal and utility against the share of units removed, for several rankings and random units.
 
-    `published` has columns share, attack_success, utility; `measured` those of `unit_tables.dose_curve`.
+    `published` is of SCU, from `unit_tables.printed_changes`; `measured` has the columns of `unit_tables.dose_curve`.
     """
-    figure, axes = canvas(11.5, 4.0, columns=3, sharex=True, sharey=True)
+    figure, axes = canvas(11.5, 4.3, columns=3, sharex=True, sharey=True)
     shown = measured.assign(share=measured["units"] / total)
     lines = {name: ":" if name == RANDOM else "-" for name in SERIES}
     for axis, (what, title) in zip(axes[0], _NAMES.items(), strict=True):
@@ -94,8 +105,11 @@ def dose(published: pd.DataFrame, measured: pd.DataFrame, total: int, baseline: 
         axis.set(title=title, xlabel="share of units removed", ylim=(-0.03, 1.03))
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
         if what in published:
-            axis.scatter(published["share"], published[what], marker="P", color="black", s=36, zorder=4,
-                         label="published SCU\n(three 7-8B models)")  # fmt: skip
+            change = -published["rise"] if what == "attack_success" else published["cost"]
+            points = {"marker": "P", "edgecolor": "black", "s": 36, "zorder": 4}
+            before, after = "published, nothing removed", "published SCU\n(three 7-8B models)"
+            axis.scatter(0 * change, published[what] + change, facecolor="white", label=before, **points)
+            axis.scatter(published["share"], published[what], facecolor="black", label=after, **points)
     axes[0, 0].set_ylabel("share of prompts")
     axes[0, 2].legend(loc="lower left", fontsize=8)
     return figure
@@ -177,7 +191,7 @@ def sizes(measured: pd.DataFrame, bounds: tuple[float, float], reached: Sequence
 
     `measured` from `unit_weights.size_curve`; `reached` are (label, parameters) of the smallest sufficient sets.
     """
-    figure, axes = canvas(11.5, 4.2, sharex=True)
+    figure, axes = canvas(11.5, 4.7, sharex=True)
     names = list(dict.fromkeys(measured["series"]))
     shades = iter([COLOURS[name] for name in ("brown", "orange", "sky")])  # of the set differences
     known = SERIES | {CAUSAL: COLOURS["purple"], RANDOM_WEIGHTS: COLOURS["grey"]}
@@ -197,5 +211,5 @@ def sizes(measured: pd.DataFrame, bounds: tuple[float, float], reached: Sequence
         axes[0, 0].axvline(parameters, color="0.3", linewidth=0.8)
         text = f"{label}: {parameters:,.0f}"
         axes[0, 0].text(parameters, 1.02, text, fontsize=8, color="0.3", rotation=90, va="top", ha="right")
-    axes[0, 1].legend(fontsize=8, loc="upper left")
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
