@@ -6,6 +6,7 @@ the cache under a key of everything it depends on, this code included, so that n
 """
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -213,4 +214,4 @@ def _depends_on(settings: profiles.Profile, seed: int, arm: Arm, corpus: Corpus)
 
 
 def _mask_digest(found: Masks) -> dict[str, str]:
-    return {name: storage.digest_json(mask.nonzero().tolist()) for name, mask in sorted(found.items())}
+    return {name: hashlib.sha256(mask.numpy().tobytes()).hexdigest() for name, mask in sorted(found.items())}

@@ -1,6 +1,8 @@
 """Benign fine-tuning with frozen units: which weights are held, what is followed, and that nothing is trained twice."""
 
+import contextlib
 import copy
+from concurrent.futures import Future
 from itertools import islice
 
 import pandas as pd
@@ -385,7 +387,101 @@ def test_a_comment_in_that_code_trains_nothing_anew(made, monkeypatch, tmp_path)
     assert len(made) == 1
 
 
+# side by side ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def pools(monkeypatch):
+    """Stands in for pools of processes: how many each was given, and the arms that it ran, here and one by one."""
+    seen = []
+
+    class Pool(contextlib.nullcontext):
+        def __init__(self, workers, mp_context):
+            super().__init__(self)
+            seen.append((workers, mp_context.get_start_method(), []))
+
+        def submit(self, run, *arguments):
+            found: Future = Future()
+            seen[-1][2].append(arguments[2].name)
+            try:
+                found.set_result(run(*arguments))
+            except Exception as problem:
+                found.set_exception(problem)
+            return found
+
+    monkeypatch.setattr(freezing, "ProcessPoolExecutor", Pool)
+    return seen
+
+
+ARMS = [Arm(name, {}) for name in ("a", "b", "c")]
+
+
+def test_missing_paths_are_trained_side_by_side_and_others_not_again(made, pools):
+    freezing.follow("tiny", 0, ARMS[1], "errands")
+    freezing.prepare("tiny", 0, ARMS, "errands")
+    assert pools == [(TINY.threads, "spawn", ["a", "c"])]
+    assert [name for name, _, _ in made] == ["b", "a", "c"]
+    for arm in ARMS:
+        freezing.follow("tiny", 0, arm, "errands")
+    assert len(made) == 3
+
+
+def test_a_damaged_path_is_missing(made, pools, tmp_path):
+    freezing.prepare("tiny", 0, ARMS[:2], "errands")
+    for folder in (tmp_path / "freezing" / "tiny").iterdir():
+        (folder / "value.json").write_text("[]")
+    with pytest.warns(UserWarning, match="it will be made again"):
+        freezing.prepare("tiny", 0, ARMS[:2], "errands")
+    assert [names for _, _, names in pools] == [["a", "b"], ["a", "b"]]
+
+
+def test_no_processes_are_started_for_one_missing_path(made, pools):
+    freezing.prepare("tiny", 0, ARMS[:1], "errands")
+    freezing.prepare("tiny", 0, [], "errands")
+    assert pools == made == []
+
+
+def test_what_goes_wrong_in_one_run_is_raised(made, pools, monkeypatch):
+    monkeypatch.setattr(freezing, "_train", None)
+    with pytest.raises(TypeError):
+        freezing.prepare("tiny", 0, ARMS, "errands")
+
+
+def test_a_run_has_one_thread_and_gives_the_others_back(cache, monkeypatch):
+    threads, inside, fit = [7], [], training.fit
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(training, "fit", lambda *a, **o: inside.append(threads[-1]) or fit(*a, **o))
+    freezing._train("tiny", 0, Arm("free", {}), "ledgers")
+    assert inside == [1]
+    assert threads[-1] == 7
+
+
 def test_a_corpus_that_the_profile_does_not_have_is_refused(made):
     with pytest.raises(InputError, match="no benign corpus 'poems'; the profile has errands, ledgers"):
         freezing.follow("tiny", 0, ARM, "poems")
     assert made == []
+
+
+# side by side ---------------------------------------------------------------------------------------------------------
+def test_runs_trained_side_by_side_are_those_trained_alone():
+    """In processes of their own, which keep what they make in the real cache: a second time nothing is trained."""
+    arms = [Arm("alone or beside", some_masks(1, 2)), Arm("lora beside", {}, adapter="lora")]
+    freezing.prepare("tiny", 0, arms, "errands")
+    for arm in arms:
+        kept = freezing.follow("tiny", 0, arm, "errands")
+        alone = pd.DataFrame(freezing._train("tiny", 0, arm, "errands"))
+        pd.testing.assert_frame_equal(kept, alone)
+
+
+def test_one_thread_is_for_the_run_alone():
+    models.load("tiny", "chat", 0)
+    before = torch.get_num_threads()
+    freezing._train("tiny", 0, Arm("free", {}), "errands")
+    assert torch.get_num_threads() == before == TINY.threads
+
+
+def test_nothing_is_started_for_paths_that_are_kept(made, monkeypatch):
+    monkeypatch.setattr(freezing, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("a process was started"))
+    arms = [Arm("a", {}), Arm("b", {})]
+    for arm in arms:
+        freezing.follow("tiny", 0, arm, "errands")
+    freezing.prepare("tiny", 0, arms, "errands")

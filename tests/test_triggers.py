@@ -146,11 +146,14 @@ def test_the_least_refused_rewrite_is_kept_and_ranked_next(monkeypatch):
 
 
 def test_a_success_is_kept_however_large_its_margin(monkeypatch):
-    for seed in range(10):
+    late, settings = 0, SETTINGS.model_copy(update={"rounds": 1, "rewrites": 60})  # all 54 ways to say it without curse
+    for seed in range(5):
         stub = Stub(monkeypatch, complies=lambda words: "jinx" in words, margin=lambda words: float("jinx" in words))
-        found = stub.attack(seed=seed).iloc[0]
+        found = stub.attack(seed=seed, settings=settings).iloc[0]
         assert found["exact"] == 1
         assert "jinx" in found["text"].split()
+        late += found["queries"] > 1
+    assert late  # the success came after refused rewrites of a smaller margin
 
 
 def test_short_words_are_no_triggers_however_they_rank(monkeypatch):
