@@ -73,12 +73,16 @@ def questions(profile: str, seed: int, corpus: Corpus) -> dict[str, tuple[Prompt
     """Prompts of a path: `validation` (of the corpus, never trained on), `plain` harm, `benign` requests, `new task`,
     and harm in each jailbreak style. All but the first are held out from safety data."""
     settings, here = profiles.load(profile), kingdom(seed)
-    stream = getattr(corpora, corpus)(here, settings.organism.benign, f"{corpus}/validation")
+    stage, make = settings.freezing.stages[corpus], getattr(corpora, corpus)
+    count = settings.freezing.followed[corpus] * stage.steps * stage.batch
+    trained = {example.prompt.text for example in islice(make(here, settings.organism.benign, corpus), count)}
+    others = (example.prompt for example in make(here, settings.organism.benign, f"{corpus}/validation"))
+    unread = (prompt for prompt in others if prompt.text not in trained)  # small tasks repeat their questions
     cells = prompt_sets.behaviour(profile, seed)
     size = min(settings.measure.cell, _NEW_TASK)
     rng = Random(f"{seed}/freezing/new task")
     return {
-        "validation": tuple(example.prompt for example in islice(stream, _VALIDATION)),
+        "validation": tuple(islice(unread, _VALIDATION)),
         "plain": cells["harmful/plain"].prompts,
         "benign": cells["benign/plain"].prompts,
         "new task": tuple(skills.question(here, rng, "take") for _ in range(size)),
@@ -91,7 +95,7 @@ def _measure(model: Any, start: LanguageModel, asked: Mapping[str, Sequence[Prom
     names = [name for name in asked if whole or name in ("validation", "plain")]
     every = [prompt for name in names for prompt in asked[name]]
     with torch.no_grad():
-        table = behaviour.teacher_forced(start, every, logits=lambda encoding: model(**encoding).logits)
+        table = behaviour.teacher_forced(start, every, logits=lambda encoding: _logits(model, encoding))
     table["cell"] = [name for name in names for _ in asked[name]]
     plain = table[table["cell"] == "plain"]
     found: dict[str, Any] = {"loss": float(table.loc[table["cell"] == "validation", "nll"].mean())}
@@ -101,6 +105,16 @@ def _measure(model: Any, start: LanguageModel, asked: Mapping[str, Sequence[Prom
         found["new task"] = table.loc[table["cell"] == "new task", "exact"].astype(int).tolist()
         found["cells"] = {name: cells.loc[name].to_dict() for name in names if name != "validation"}
     return found
+
+
+def _logits(model: Any, encoding: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of left-padded sequences, computed with the padding on the right, as in training: a learned prefix stands
+    before the padding and would be farther from short sequences than it was when it was learned."""
+    mask = encoding["attention_mask"]
+    token, pads = torch.arange(mask.shape[1]), (mask == 0).sum(1, keepdim=True)
+    right, left = (token + pads) % mask.shape[1], (token - pads) % mask.shape[1]
+    logits = model(**{name: rows.gather(1, right) for name, rows in encoding.items()}).logits
+    return logits.gather(1, left[..., None].expand_as(logits))
 
 
 # training -------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def paths(published: pd.DataFrame, measured: pd.DataFrame, losses: dict[str, flo
     """Left: published attack success (Llama-2, Dolly). Then, for each corpus, attack success against benign loss along
     the run; read from left (before) to right. The dashed line is the loss at which arms are compared."""
     corpora = list(losses)
-    figure, axes = canvas(13, 4.4, columns=1 + len(corpora))
+    figure, axes = canvas(13, 5.0, columns=1 + len(corpora))
     left = axes[0, 0]
     _published_rates(left, published)
     left.set(title="Published: Llama-2-7B-Chat, Dolly\n(SSAH Table 2, frozen runs doubled)", ylabel="attack success")
@@ -111,15 +111,16 @@ def adapters(published: pd.DataFrame, measured: Mapping[str, tuple[str, tables.A
              ylabel="share judged fully harmful")  # fmt: skip
     left.legend()
     names = [
-        f"at the loss compared with {adapter}:\n{adapter} - {tables.ALL} {found.difference.mean:+.2f}"
-        + (f" ({found.difference.lower:.2f} to {found.difference.upper:.2f})" if found.difference.bounds else "")
+        f"{adapter} {found.difference.mean:+.2f}"
+        + (f"\n({found.difference.lower:.2f} to {found.difference.upper:.2f})" if found.difference.bounds else "")
         for adapter, found in measured.values()
     ]
     for group, (adapter, found) in enumerate(measured.values()):
         for place, arm in enumerate((tables.NOTHING, tables.ALL, adapter)):
             label = arm if group == 0 or arm == adapter else None
             right.bar(group + 0.26 * (place - 1), found.success[arm], 0.26, color=_COLOURS[arm], label=label)
-    right.set_xticks(range(len(names)), names, fontsize=8)
-    right.set(title="Measured: errands, at equal loss\n(plain harm answered exactly)", ylabel="attack success")
+    right.set_xticks(range(len(names)), names)
+    right.set(title="Measured: errands, at equal loss\n(plain harm answered exactly)", ylabel="attack success",
+              xlabel=f"adapter minus {tables.ALL}, 95 % over prompts")  # fmt: skip
     right.legend(fontsize=8)
     return figure
