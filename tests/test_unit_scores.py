@@ -296,9 +296,10 @@ def test_a_dead_unit_has_score_0_by_every_rule():
         assert (units.score(table, "rank")["safety"] <= 1).all()
 
 
-def test_an_example_without_words_is_named():
+def test_an_example_without_words_is_named(monkeypatch):
     empty = Example(Prompt("how do i bake the bread", "", "benign", "plain", "train"), "")
     model = tiny_models.speaking("llama")
-    model.tokenizer.chat_template = "{{ bos_token }} {{ messages[0]['content'] }}"
+    template = "{{ bos_token }} {{ messages[0]['content'] }}"  # put back afterwards: all tests share this tokenizer
+    monkeypatch.setattr(model.tokenizer, "chat_template", template)
     with pytest.raises(InputError, match="example 0 has an empty answer"):
         unit_scores.activations(model, [empty, empty])
