@@ -33,7 +33,7 @@
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
-seed: int = 0  # which organism; others than 0 are trained first (12 minutes)
+seed: int = 0  # which organism; others than 0 are trained first (16 minutes)
 
 # %%
 import numpy as np

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # The dominant direction is mostly the part of the shift that all prompts share here: it predicts refusal only in the last block, and removing it leaves refusal in place
+# # The dominant direction is mostly the part of the shift that all prompts share here: it predicts refusal only late, no better than random directions do, and removing it ends refusal in one of two models
 #
 # **Claims** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), section 4, Fig. 3).
 # The *shift* is what safety tuning adds to a model's activations; its singular vectors are directions C1, C2, ..., most energy first. HD says that the
@@ -33,7 +33,7 @@
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
-seed: int = 0  # which organism; others than 0 are trained first (12 minutes)
+seed: int = 0  # which organism; others than 0 are trained first (16 minutes)
 
 # %%
 import pandas as pd

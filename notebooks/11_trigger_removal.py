@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Removing the words that drive the dominant direction does not get past safety tuning here: it works no better than removing random words, and a change of style works better
+# # Removing the words that drive the dominant direction does not get past safety tuning here: it works no better than removing random words, and changing the style works at least as well
 #
 # **Claims** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), section 6, appendix B, Tables 3 and 5-7). Safety tuning on
 # K examples of each known attack soon stops all of them, HD says, except its own: **trigger removal** finds the words of a refused request that drive the dominant
@@ -27,7 +27,7 @@
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
-seed: int = 0  # which organism; others than 0 are trained first (12 minutes)
+seed: int = 0  # which organism; others than 0 are trained first (16 minutes)
 
 # %%
 import pandas as pd
