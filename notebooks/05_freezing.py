@@ -72,6 +72,8 @@ arms = {
     corpus: compare.arms(chat, grouped, settings, corpus, seed)
     for corpus in settings.freezing.stages
 }
+
+# %%
 total = sum(weight.numel() for weight in chat.hf.parameters())
 held = {
     name: {
@@ -124,6 +126,8 @@ free = {
     for corpus, loss in losses.items()
 }
 before = compare.start(errands)
+
+# %%
 rise = {corpus: float(found.exact.mean() - before.mean()) for corpus, found in free.items()}
 caption = (
     f"Left, published attack success (Llama-2-7B-Chat, Dolly). Right, attack success on {n} plain harmful prompts along "
