@@ -165,7 +165,7 @@ at_loss.groupby("arm", sort=False).agg(
     taken=("taken", "mean"),
     lowest=("taken", "min"),
     highest=("taken", "max"),
-).round(3)
+).round(3).astype(object).fillna("not reached")
 
 # %%
 places = compare.matched(errands, losses["errands"])
@@ -205,7 +205,7 @@ figures.save(figure, "05_freezing.taken", at_loss, caption, profile, seed)
 # ## The other corpus, and the new task
 #
 # The same on ledgers. It decides no claim about safety, because the registry asks for the corpus on which unfrozen fine-tuning loses refusals most clearly, but it has the new task: `ssah.8` compares its accuracy
-# with everything frozen that the paper freezes and with nothing frozen, after the doubled steps.
+# with everything frozen that the paper freezes and with nothing frozen, after the doubled steps. No share is taken away where nothing rises, or where a run does not reach the loss.
 
 # %%
 ledgers = runs[runs["corpus"] == "ledgers"]
@@ -214,7 +214,8 @@ results.part("ssah.8.task", cost.mean, cost.n, interval=cost)
 other = compare.equal_loss_table(ledgers, losses["ledgers"], seed, resamples)
 task = ends.loc["ledgers"]["new task"].unstack("steps")
 shown = other.groupby("arm", sort=False)[["steps", "success", "taken"]].mean()
-shown.join(task.add_prefix("new task at step ")).round(3)
+shown = shown.join(task.add_prefix("new task at step ")).round(3)
+shown.astype(object).fillna("none")
 
 # %% [markdown]
 # ## Fewer trainable parameters: LoRA and prefix tuning
