@@ -355,13 +355,18 @@ def judge_claim(claim: Claim, runs: Mapping[int, ResultFile], model: str) -> Row
 
 
 def verdict_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """One line a part (or a claim without parts) for a notebook to show; text, ready to read."""
+    """One line a part (or a claim without parts) for a notebook to show; text, ready to read.
+
+    Of a part that is held against its control the interval is of value minus control, and says so.
+    """
     lines = []
     for owner in rows:
         bare = {"measure": owner["claim"], "rule": "", "measured": None, "interval": None}
         for row in owner["parts"] or [owner | bare]:
             value = "" if row["measured"] is None else f"{row['measured']:.3g}"
             interval = "" if row["interval"] is None else "{:.3g} to {:.3g}".format(*row["interval"])
+            if interval and owner["parts"] and row["rule"] == stats.AGAINST_CONTROL:
+                interval += ", value minus control"
             verdict = row["verdict"] + (" (one model)" if owner["one_model"] and value else "")
             lines.append((row["id"], row["measure"], row["rule"], value, interval, verdict))
     return pd.DataFrame(lines, columns=["part", "measures", "rule", "value", "interval", "verdict"])

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-from lib import behaviour, models, organism, paths, profiles, prompt_sets, provenance, storage, training
+from lib import behaviour, families, models, organism, paths, profiles, prompt_sets, provenance, storage, training
 from lib.errors import InputError
 from lib.kingdom import corpora, skills, styles
 from lib.kingdom.language import kingdom
@@ -59,7 +59,7 @@ def masks(model: LanguageModel, rows: pd.DataFrame) -> Masks:
     for cell, part in rows.groupby(["kind", "layer"], sort=True):
         kind, layer = cast(tuple[str, int], cell)
         chosen = torch.tensor(part["index"].to_numpy())
-        for name, dim, owner in models.unit_slices(model.hf, kind, int(layer)):
+        for name, dim, owner in families.unit_slices(model.hf, kind, int(layer)):
             mask = found.setdefault(name, torch.zeros_like(parameters[name], dtype=torch.bool))
             mask.index_fill_(dim, owner[chosen], True)
     return found

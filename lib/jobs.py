@@ -65,8 +65,14 @@ class Job:
         """Changes with whatever could change the outputs."""
         shows = ledger_key(self.profile) if self.notebook.reads_results else None
         code = code_hash(self.notebook.name, self.profile)
-        facts = {path.name: storage.digest(path) for path in (paths.CLAIMS, *sorted(paths.PUBLISHED.glob("*.csv")))}
+        facts = {path.name: storage.digest(path) for path in (paths.CLAIMS, *self._tables())}
         return storage.digest_json({"code": code, "parameters": self.values, "shows": shows, "facts": facts})
+
+    def _tables(self) -> list[Path]:
+        """The papers' numbers that the notebook can read: a table is read by its name, in the notebook or in `lib`."""
+        source = source_path(self.notebook.name)
+        text = "".join(path.read_text(encoding="utf-8") for path in (source, *provenance.modules_of(source)))
+        return [path for path in sorted(paths.PUBLISHED.glob("*.csv")) if f'"{path.stem}"' in text]
 
     def expected(self) -> float | None:
         """Seconds a run took last; None when only its prose is to be renewed."""

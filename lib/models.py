@@ -1,12 +1,12 @@
 """Models by name: found in the cache, taken from the shipped files, or trained; and any Hugging Face folder.
 
-Owns loading, checking and caching, and is the ONLY place that knows model families (`FAMILIES`). How the
-default models are trained is in `organism`. Everything is read from sealed folders: a damaged one is never used.
+Owns opening, loading and caching. What is checked before a checkpoint is opened is in `checkpoints`, what differs
+between model families in `families`, how the default models are trained in `organism`. Default models are read from
+sealed folders: a damaged one is never used.
 """
 
 import argparse
 import copy
-import json
 import time
 import warnings
 from dataclasses import dataclass
@@ -16,54 +16,17 @@ from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Int
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from lib import organism, paths, profiles, prompts, storage, tracing
+from lib import checkpoints, families, organism, paths, profiles, storage, tracing
 from lib.errors import InputError, unknown
 from lib.kingdom.tokenizer import tokenizer as kingdom_tokenizer
 from lib.prompts import Prompt
-from lib.tracing import RuleSites, Sites
 
 transformers.utils.logging.disable_progress_bar()
 
-# One row a family: where its residual stream, neurons and attention values are, and what relevance rules act on (not in
-# gpt_neox: its norms have a bias, and query, key and value are one module). Tests run every contract on each row.
-FAMILIES: dict[str, Sites] = {
-    "llama": Sites(
-        blocks="model.layers", embed="model.embed_tokens:output", attn_z="self_attn.o_proj:input",
-        attn_out="self_attn:output", neurons="mlp.down_proj:input", mlp_out="mlp:output", final="model.norm:output",
-        rules=RuleSites(
-            attn_norm="input_layernorm", query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj",
-            mlp_norm="post_attention_layernorm", gate="mlp.act_fn", up="mlp.up_proj", final_norm="model.norm",
-        ),
-    ),
-    "gpt_neox": Sites(
-        blocks="gpt_neox.layers", embed="gpt_neox.embed_in:output", attn_z="attention.dense:input",
-        attn_out="attention:output", neurons="mlp.dense_4h_to_h:input", mlp_out="mlp:output",
-        final="gpt_neox.final_layer_norm:output",
-    ),
-}  # fmt: skip
-UNIT_SITES = {"neuron": "neurons", "channel": "attn_z"}  # SSAH's kinds of unit, and the site where their values are
-
-
-@dataclass(frozen=True)
-class UnitRows:
-    """Linear modules of a block whose rows compute its units: row j of each of `neurons` belongs to neuron j, the value
-    rows of `values` to attention channels. `fused`: query, key and value rows alternate there, head by head."""
-
-    neurons: tuple[str, ...]
-    values: str
-    fused: bool
-
-
-UNIT_ROWS: dict[str, UnitRows] = {
-    "llama": UnitRows(neurons=("mlp.gate_proj", "mlp.up_proj"), values="self_attn.v_proj", fused=False),
-    "gpt_neox": UnitRows(neurons=("mlp.dense_h_to_4h",), values="attention.query_key_value", fused=True),
-}
-UnitSlice = tuple[str, int, Int[Tensor, "unit"]]  # parameter, dimension, and where along it each unit's part is
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _BYTES_A_MODEL = 20e6  # float16 weights of the largest organism with its tokenizer, generously
 
 
@@ -79,7 +42,7 @@ class LanguageModel:
     @cached_property
     def traced(self) -> tracing.Traced:
         """The model as `tracing` wants it; made once."""
-        return tracing.wrap(self.hf, self.tokenizer, FAMILIES[self.hf.config.model_type])
+        return tracing.wrap(self.hf, self.tokenizer, families.of(self.hf.config).sites)
 
     @property
     def layers(self) -> int:
@@ -90,114 +53,50 @@ class LanguageModel:
         return self.hf.config.hidden_size
 
 
-# units ----------------------------------------------------------------------------------------------------------------
-def unit_slices(hf: Any, kind: str, layer: int) -> tuple[UnitSlice, ...]:
-    """The parameters of a block's units: unit j owns `hf.get_parameter(name).select(dim, index[j])` of every slice.
-
-    The rows that compute the unit come first, with their biases where there are any; the last slice is the column that
-    writes its value to the residual stream. Where query heads share a value head (GQA), `index` repeats the value row:
-    removing one channel must leave that row alone, and freezing one freezes it for all that share it.
-    """
-    if kind not in UNIT_SITES:
-        raise unknown("kind of unit", kind, UNIT_SITES)
-    if not 0 <= layer < hf.config.num_hidden_layers:
-        raise InputError(f"there is no block {layer}; blocks go from 0 to {hf.config.num_hidden_layers - 1} here")
-    sites, rows = FAMILIES[hf.config.model_type], UNIT_ROWS[hf.config.model_type]
-    block = f"{sites.blocks}.{layer}"
-    writer = f"{block}.{getattr(sites, UNIT_SITES[kind]).partition(':')[0]}.weight"
-    every = torch.arange(hf.get_parameter(writer).shape[1])
-    readers = rows.neurons if kind == "neuron" else (rows.values,)
-    index = every if kind == "neuron" else _value_rows(hf.config, every, rows.fused)
-    names = [f"{block}.{reader}.{what}" for reader in readers for what in ("weight", "bias")]
-    here = dict(hf.named_parameters())
-    return (*((name, 0, index) for name in names if name in here), (writer, 1, every))
-
-
-def _value_rows(config: Any, channel: Tensor, fused: bool) -> Int[Tensor, "unit"]:
-    """The row that computes the value of each attention channel; channel h * size + i belongs to query head h."""
-    heads = config.num_attention_heads
-    size = len(channel) // heads
-    head, within = channel // size, channel % size
-    if fused:
-        return head * 3 * size + 2 * size + within  # a head's query, key and value rows follow each other
-    sharing = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    return head // sharing * size + within
-
-
 # Hugging Face folders -------------------------------------------------------------------------------------------------
-def _check_weights(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as problem:
-            raise InputError(f"{index.name} of {folder.name!r} is damaged ({problem}); download it again") from None
-        missing = sorted(s for s in shards if Path(s).name != s or not (folder / s).is_file())
-        if missing:
-            raise InputError(f"{folder.name!r} lacks {', '.join(missing)}; finish the download")
-    elif not (folder / "model.safetensors").is_file():
-        old = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
-        why = f"only pickled weights ({old[0]}), which can run code" if old else "no weights"
-        raise InputError(f"{folder.name!r} holds {why}; save the model as safetensors and name that folder")
+def open_checkpoint(
+    name: str, role: str | None = None, dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> LanguageModel:
+    """A causal LM from a local folder or the hub, with its tokenizer, in `dtype` whatever it was saved in.
 
-
-def _config(name: str) -> Any:
-    """A checkpoint's configuration, before anything large is read."""
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as problem:
-        if Path(name).is_dir():
-            raise InputError(
-                f"{name!r} has no usable config.json ({problem.__class__.__name__}); is it a model folder?"
-            ) from None
-        raise InputError(
-            f"{name!r} is neither a folder nor a model that can be fetched now; download it first and give its folder, "
-            "or check the name and the network"
-        ) from None
-
-
-def open_checkpoint(name: str, role: str | None = None) -> LanguageModel:
-    """A causal LM from a local folder (or hub id), in float32, with its tokenizer. No code from the checkpoint is run.
-
-    Raises `InputError` before weights are read when the family is unknown, weights are missing or pickled, or the
-    tokenizer lacks a chat template or a padding token.
+    `revision` is a branch, tag or commit on the hub. No code from the checkpoint is run and nothing is unpickled.
+    Raises `InputError`, before weights are read, for everything `checkpoints.check` refuses.
     """
-    config = _config(name)
-    if config.model_type not in FAMILIES:
-        raise InputError(
-            f"{name!r} is of family {config.model_type!r}; known: {', '.join(FAMILIES)}. "
-            "Add a row to FAMILIES in lib/models.py"
-        )
-    if Path(name).is_dir():
-        _check_weights(Path(name))
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    found = checkpoints.check(name, revision)
+    options = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as problem:
-        raise InputError(
-            f"{name!r} has no usable tokenizer ({problem.__class__.__name__}); copy its files there"
-        ) from None
-    prompts.check_tokenizer(tokenizer, repr(name))
-    tokenizer.padding_side = "left"
-    try:
-        hf: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(found.folder, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise InputError(
             f"the weights of {name!r} cannot be read ({problem.__class__.__name__}); download it again"
         ) from None
-    if len(tokenizer) > hf.get_input_embeddings().num_embeddings:
+    hf, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would leave these random
         raise InputError(
-            f"the tokenizer of {name!r} has {len(tokenizer)} tokens, its model fewer; they do not belong together"
+            f"{name!r} lacks {len(missing)} of its model's weights ({missing[0]}); name a checkpoint of the whole model"
         )
-    return LanguageModel(role or Path(name).name, hf.eval(), tokenizer, name)
+    return LanguageModel(role or Path(name).name, hf.eval(), found.tokenizer, found.origin)
+
+
+def check_weights(before: LanguageModel, after: LanguageModel) -> None:
+    """Refuse two models whose weights cannot be subtracted or mixed."""
+    one, other = ({name: tuple(w.shape) for name, w in model.hf.named_parameters()} for model in (before, after))
+    for name in {**one, **other}:
+        if one.get(name) != other.get(name):
+            raise InputError(
+                f"{name} is {one.get(name)} in {before.name} and {other.get(name)} in {after.name}; take two models of "
+                "one architecture"
+            )
 
 
 def between(before: LanguageModel, after: LanguageModel, alpha: float) -> LanguageModel:
     """The model a step `alpha` of the way from `before` to `after` in weight space: 0 is before, 1 after, more beyond.
 
-    Both models are left as they are.
+    Both models are left as they are. `InputError` for models of different shapes.
     """
+    check_weights(before, after)
     hf = copy.deepcopy(before.hf)
     for mine, target in zip(hf.parameters(), after.hf.parameters(), strict=True):
         mine.data.lerp_(target.data, alpha)

@@ -2,22 +2,24 @@
 
 Relevance starts inside the network, at the projection h . v of the residual stream of the last token on a direction,
 and is passed down by layer-wise relevance propagation. Owns the rules and what is computed with them; the trace is
-`tracing`'s, where the rules act is `models`'. Relevance is gradient x activation of a model whose forward pass is
+`tracing`'s, where the rules act is `families`'. Relevance is gradient x activation of a model whose forward pass is
 unchanged and whose backward pass follows the rules; no module is replaced. Layers are blocks from 0, `resid` after it.
 
 The rules, all written from their statement (Achtibat et al. 2024, arXiv 2402.05602; Ali et al. 2022, 2202.07304):
 
 | module | `attnlrp` | `conservative` (CP-LRP) | `gradient` |
 |---|---|---|---|
-| norm | its scale is a constant | the same | differentiated |
+| norm, also behind attention and MLP (Gemma) | its scale is a constant | the same | differentiated |
+| norm of queries or keys (Qwen 3, Gemma 3) | its scale is a constant | nothing arrives | differentiated |
 | queries and keys | a quarter each: half of the product with values, halved between them | none | differentiated |
 | values | half | all | differentiated |
 | gate of the MLP | half, activation as its ratio to its input | none: a constant | differentiated |
 | what the gate multiplies | half | all | differentiated |
 
 With `conservative` everything is linear, so relevance of tokens sums to h . v (biases, where a model has them, keep
-their share). `attnlrp` conserves only in part: softmax gives relevance away. `gradient` is what HD's released
-trigger-removal code computes, as it never applies the rules to its model.
+their share). `attnlrp` conserves only in part: softmax gives relevance away. Gemma 2 caps its attention scores inside
+the attention function, where no rule reaches: with `attnlrp` that cap is differentiated. `gradient` is what HD's
+released trigger-removal code computes, as it never applies the rules to its model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -222,11 +224,12 @@ def _ratio(before: Tensor, after: Tensor, share: float = 1.0) -> Tensor:
     return torch.where(zero, _scale(before, after, share), constant) if zero.any() else constant
 
 
-_NORMS = {"attn_norm": _ratio, "mlp_norm": _ratio, "final_norm": _ratio}
+_NORMS = dict.fromkeys(("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "final_norm"), _ratio)
 _QUARTER, _HALF, _NONE = (partial(_scale, share=share) for share in (0.25, 0.5, 0.0))
 RULES: Mapping[str, Mapping[str, tracing.Rule]] = {
     "attnlrp": {
         **_NORMS, "query": _QUARTER, "key": _QUARTER, "value": _HALF, "gate": partial(_ratio, share=0.5), "up": _HALF,
+        "query_norm": _ratio, "key_norm": _ratio,
     },
     "conservative": {**_NORMS, "query": _NONE, "key": _NONE, "gate": _NONE},
     "gradient": {},

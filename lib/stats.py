@@ -27,6 +27,8 @@ CONTROL_QUANTILE = 0.95  # of the pooled control draws
 DIGITS = 9  # numbers are compared at so many decimals, so that .7 - .4 counts as .3
 UNDEFINED = 0.05  # share of resamples that may be undefined before the bounds count as unknown
 
+AGAINST_CONTROL = "above its control draws"  # rule beats_control in words
+
 
 class Verdict(StrEnum):
     """What a rule says about one part."""
@@ -238,7 +240,7 @@ class Rule:
     def in_words(self) -> str:
         """`at least 0.25, above 0`: the mean reaches .25 and the interval lies above 0."""
         if self.kind == "beats_control":
-            return "above its control draws"
+            return AGAINST_CONTROL
         return f"at most {self.bound:g}" if self.kind == "at_most" else f"at least {self.bound:g}, above {self.null:g}"
 
 

@@ -1,7 +1,7 @@
 """Reading and editing a running model: the only file that opens an nnsight trace.
 
-Owns `forward`, `read_many`, `generate` and `gradients` over named sites, the forward order of reads and edits, and
-nnsight's traps (each has a comment). It knows no model family (`models` supplies `Sites`), no edits (`edits` makes
+Owns `forward`, `read_many`, `generate` and `gradients` over named sites (see `sites`), the forward order of reads and
+edits, and nnsight's traps (each has a comment). It knows no model family (`families` does), no edits (`edits` makes
 them), no relevance rules (`relevance` does) and no prompts. Every helper takes `remote=`: False, True (NDIF), "local"
 (a rehearsal of the server in this process) or a host's URL. What runs inside a trace, edits, rules and objectives
 included, is shipped to that server by source, annotations evaluated: such functions are annotated without jaxtyping,
@@ -10,7 +10,7 @@ which the server need not have.
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -21,58 +21,12 @@ from torch import Tensor
 
 from lib.edits import Edit
 from lib.errors import InputError, unknown
+from lib.sites import IN_BLOCK, RULE_SITES, SITES, Place, Sites
 
-Place = tuple[str, int]  # (site, layer); `embed` and `final` have layer 0
 Remote = bool | str
 Rule = Callable[[Tensor, Tensor], Tensor]  # (input, output) of a module -> its output, with another backward pass
 # where, module path, "input", "output" or "both" (a rule), edit or rule or None, whether it is read
 Step = tuple[Place, str, str, Any, bool]
-
-IN_BLOCK = ("resid_pre", "attn_z", "attn_out", "neurons", "mlp_out", "resid")  # in the order a block runs
-SITES = ("embed", *IN_BLOCK, "final")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleSites:
-    """The modules of a family whose backward pass relevance rules replace, as paths in the order they run.
-
-    `final_norm` is relative to the causal-LM module, the others to a block. Norms have no bias.
-    """
-
-    attn_norm: str
-    query: str
-    key: str
-    value: str
-    mlp_norm: str
-    gate: str  # the MLP's activation function
-    up: str  # what the gate multiplies
-    final_norm: str
-
-
-RULE_SITES = tuple(field.name for field in fields(RuleSites))
-# The order of a pass; what is edited and read at the output of the final norm comes after its rule.
-_ORDER = ("embed", "resid_pre", *RULE_SITES[:4], "attn_z", "attn_out", *RULE_SITES[4:7], "neurons", "mlp_out", "resid",
-          "final_norm", "final")  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sites:
-    """Where a family keeps its sites, as "module.path:input" or ":output".
-
-    `blocks` is the path of the list of blocks; `embed` and `final` are relative to the causal-LM module, the others to
-    a block. Channel h * head_dim + i of `attn_z` belongs to query head h, also when heads share keys.
-    """
-
-    blocks: str
-    embed: str  # token embeddings
-    attn_z: str  # what the heads hand to the output projection
-    attn_out: str
-    neurons: str  # what the MLP's neurons hand to the down projection
-    mlp_out: str
-    final: str  # after the final norm; `resid` of the last block is before it
-    resid_pre: str = ":input"
-    resid: str = ":output"
-    rules: RuleSites | None = None  # None: the family's modules do not fit the rules
 
 
 @dataclass(frozen=True)
@@ -105,16 +59,21 @@ class Traced:
         return f"{block}.{path}".strip("."), end
 
     def locate_rule(self, name: str) -> list[tuple[Place, str]]:
-        """(name and layer, module path) of every module a rule acts on; `InputError` when the family has none."""
+        """(name and layer, module path) of every module a rule acts on: none where the family has no such module.
+
+        `InputError` when the rules do not fit the family at all.
+        """
         if name not in RULE_SITES:
             raise unknown("rule site", name, RULE_SITES)
         if self.sites.rules is None:
             raise InputError(
                 f"{type(self.model._module).__name__} has no relevance rules, which need norms without bias, separate "
-                "query, key and value projections and a gated MLP; use plain gradients, or name RuleSites in "
-                "lib/models.py"
+                "query, key and value projections and a gated MLP; use plain gradients, or name its rules in "
+                "lib/families.py"
             )
-        path = getattr(self.sites.rules, name)
+        if name not in self.sites.rules:
+            return []
+        path = self.sites.rules[name]
         if name == "final_norm":
             return [((name, 0), path)]
         return [((name, layer), f"{self.sites.blocks}.{layer}.{path}") for layer in range(self.layers)]
@@ -143,7 +102,7 @@ def wrap(model: Any, tokenizer: Any, sites: Sites) -> Traced:
         _submodule(module, path)
         if end not in ("input", "output"):
             raise InputError(f"site {site} is {getattr(sites, site)!r}; it must end in :input or :output")
-    for name in RULE_SITES if sites.rules else ():
+    for name in sites.rules or ():
         _submodule(module, traced.locate_rule(name)[0][1])
     return traced
 
@@ -248,7 +207,8 @@ def gradients(
 
     With `of`, the objective is of the last token's activation there, and the pass ends there. An objective with several
     targets costs one forward and a backward for each. `rules` replace the backward pass of modules, in every block, by
-    their name in `RuleSites`; they come before edits and reads of the same value.
+    their name in `RULE_SITES` (a name the family has no module for does nothing); they come before edits and reads of
+    the same value.
 
     Prompts do not mix, so row i is the gradient of prompt i's own objective. Activations are those after the edits.
     Parameters may be frozen and get no gradient. A place the objective does not depend on has gradient 0.
@@ -319,9 +279,12 @@ def _steps(
     for name, rule in (rules or {}).items():
         steps += [(place, path, "both", rule, False) for place, path in traced.locate_rule(name)]
 
+    turn = traced.sites.order
+
     def order(step: Step) -> tuple[int, int]:
         site, layer = step[0]
-        return {"embed": -1, "final_norm": traced.layers, "final": traced.layers}.get(site, layer), _ORDER.index(site)
+        block = {"embed": -1, "final_norm": traced.layers, "final": traced.layers}.get(site, layer)
+        return block, turn.index(site)
 
     return sorted(steps, key=order)
 
@@ -340,6 +303,13 @@ def _checked(traced: Traced, encoding: Mapping[str, Tensor], remote: Remote, roo
     if wrong:
         raise InputError(
             f"prompt {wrong[0]} has a pad after a token; set tokenizer.padding_side = 'left' and tokenise again"
+        )
+    known = traced.model._module.get_input_embeddings().num_embeddings
+    foreign = ids[(ids < 0) | (ids >= known)].tolist()
+    if foreign:
+        raise InputError(
+            f"token {foreign[0]} has no embedding; the model knows tokens 0 to {known - 1}. Encode with its "
+            "own tokenizer, and leave out special tokens it has no use for"
         )
     if ids.shape[1] + room > traced.context:
         length = f"{ids.shape[1]} tokens" + (f" and {room} to generate" if room else "")
@@ -364,4 +334,4 @@ def _submodule(module: torch.nn.Module, path: str) -> Any:
         return module.get_submodule(path)
     except AttributeError:
         family = type(module).__name__
-        raise InputError(f"{family} has no module {path!r}; correct its Sites in lib/models.py") from None
+        raise InputError(f"{family} has no module {path!r}; correct its Sites in lib/families.py") from None

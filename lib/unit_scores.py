@@ -3,7 +3,8 @@
 Owns reading activations and gradients and what is accumulated from them (float64; sums as large as the weights are
 float32). It compares no two sets beyond putting them side by side, normalises nothing and forms no groups: see `units`.
 
-    variance, second_moment   of a unit's values, times the squared norm of its writing column (SSAH eq. 1; Wanda)
+    variance, second_moment   of a unit's values, times the squared norm of its writing column (SSAH eq. 1; Wanda), as
+                              the residual stream receives it: see `families.output_gain`
     flap                      FLAP's running fluctuation, which weighs sequences and sums over tokens, times the same
     snip                      |weight x gradient of the answer's loss|, over the unit's weights; examples add up
     taylor                    |mean of value x gradient| of the logit of refusing against that of complying
@@ -21,10 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import models, prompts, tracing
+from lib import families, prompts, tracing
 from lib.errors import InputError, unknown
+from lib.families import UNIT_SITES
 from lib.kingdom import lexicon
-from lib.models import UNIT_SITES, LanguageModel
+from lib.models import LanguageModel
 from lib.prompts import Example
 from lib.threads import one_thread
 from lib.tracing import Place
@@ -55,7 +57,7 @@ class Calibration:
 
 def table(model: LanguageModel) -> pd.DataFrame:
     """Every unit of a model, one row each: kind, layer, index. The order of all that is computed here."""
-    widths = {(kind, layer): len(models.unit_slices(model.hf, kind, layer)[-1][2]) for kind, layer in cells(model)}
+    widths = {(kind, layer): len(families.unit_slices(model.hf, kind, layer)[-1][2]) for kind, layer in cells(model)}
     rows = [(kind, layer, index) for (kind, layer), width in widths.items() for index in range(width)]
     return pd.DataFrame(rows, columns=["kind", "layer", "index"])
 
@@ -156,8 +158,9 @@ class Activations:
 def _squared_norms(model: LanguageModel) -> dict[Place, Float[Tensor, "d"]]:
     found = {}
     for kind, layer in cells(model):
-        name, dim, _ = models.unit_slices(model.hf, kind, layer)[-1]
-        found[UNIT_SITES[kind], layer] = model.hf.get_parameter(name).detach().double().square().sum(1 - dim)
+        name, dim, _ = families.unit_slices(model.hf, kind, layer)[-1]
+        column = model.hf.get_parameter(name).detach().double() * families.output_gain(model.hf, kind, layer)[:, None]
+        found[UNIT_SITES[kind], layer] = column.square().sum(1 - dim)
     return found
 
 
@@ -243,7 +246,7 @@ def taylor(model: LanguageModel, examples: Sequence[Example], batch: int = 32) -
 
 def _weights(model: LanguageModel) -> dict[str, Tensor]:
     """Copies, to differentiate at, of every parameter that units own parts of. The model's own may stay frozen."""
-    slices = [models.unit_slices(model.hf, kind, layer) for kind, layer in cells(model)]
+    slices = [families.unit_slices(model.hf, kind, layer) for kind, layer in cells(model)]
     names = dict.fromkeys(name for found in slices for name, _, _ in found)
     return {name: model.hf.get_parameter(name).detach().clone().requires_grad_() for name in names}
 
@@ -289,7 +292,7 @@ def of_units(model: LanguageModel, per_weight: Mapping[str, Float[Tensor, "..."]
     found = []
     for kind, layer in cells(model):
         parts = []
-        for name, dim, index in models.unit_slices(model.hf, kind, layer):
+        for name, dim, index in families.unit_slices(model.hf, kind, layer):
             rows = per_weight[name].double().movedim(dim, 0)
             parts.append(rows.reshape(len(rows), -1).sum(1)[index])
         found.append(torch.stack(parts).sum(0))

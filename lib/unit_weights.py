@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib import models, stats, unit_scores, unit_tables, units
+from lib import families, stats, unit_scores, unit_tables, units
 from lib.errors import InputError
 from lib.models import LanguageModel
 from lib.stats import UNDEFINED, Interval
@@ -106,7 +106,7 @@ def _owned(model: LanguageModel) -> dict[str, Tensor]:
     """For every matrix with weights of units, the rows that belong to them."""
     found = {}
     for kind, layer in unit_scores.cells(model):
-        for name, dim, index in models.unit_slices(model.hf, kind, layer):
+        for name, dim, index in families.unit_slices(model.hf, kind, layer):
             weight = model.hf.get_parameter(name)
             if weight.ndim == 2:
                 found[name] = index.unique() if dim == 0 else torch.arange(len(weight))

@@ -20,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib import edits as editing
-from lib import models, unit_scores
+from lib import families, unit_scores
 from lib.edits import Edit
 from lib.errors import InputError, unknown
-from lib.models import UNIT_SITES, LanguageModel
+from lib.families import UNIT_SITES
+from lib.models import LanguageModel
 from lib.tracing import Place
 
 KEY = ["kind", "layer", "index"]
@@ -191,7 +192,7 @@ def without(model: LanguageModel, rows: pd.DataFrame, how: str = "zero") -> Lang
     check(rows, model)
     hf = copy.deepcopy(model.hf)
     for (kind, layer), part in _cells(rows):
-        name, _, _ = models.unit_slices(hf, kind, layer)[-1]
+        name, _, _ = families.unit_slices(hf, kind, layer)[-1]
         module, units = hf.get_submodule(name.removesuffix(".weight")), torch.tensor(part["index"].to_numpy())
         with torch.no_grad():
             if how == "mean":
@@ -218,7 +219,7 @@ def parameters(model: LanguageModel, rows: pd.DataFrame) -> int:
     check(rows, model)
     total = 0
     for (kind, layer), part in _cells(rows):
-        for name, dim, index in models.unit_slices(model.hf, kind, layer):
+        for name, dim, index in families.unit_slices(model.hf, kind, layer):
             weight = model.hf.get_parameter(name)
             total += len(index[torch.tensor(part["index"].to_numpy())].unique()) * weight.numel() // weight.shape[dim]
     return total

@@ -208,6 +208,13 @@ def test_one_model_against_its_control():
     assert part["interval"][0] < 0.4 - 0.02  # the doubt about the control is added
 
 
+def test_a_table_says_where_an_interval_is_not_of_the_value():
+    one = measurement(0.5, DRAWS, interval=(0.4, 0.6))
+    table = claims.verdict_table([claims.judge_claim(control_claim(), {0: run({"hd.1.a": one}, 0)}, "llama")])
+    assert table["value"].tolist() == ["0.5"]
+    assert table["interval"].item().endswith(", value minus control")
+
+
 def needing(unmet, count=5):
     """`count` seeds of which the first `unmet` do not meet the requirement; those would make the claim fail."""
     values = {seed: (0.0 if seed < unmet else 0.4 + SPREAD[seed]) for seed in range(count)}

@@ -245,6 +245,7 @@ def spoil(folder, how):
         index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     if how == "path":
+        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
         index = {"weight_map": {"x": "../../outside.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     if how == "truncated":
@@ -269,7 +270,7 @@ def spoil(folder, how):
         ("no weights", "holds no weights"),
         ("pickled", "only pickled weights"),
         ("shard", "lacks b.safetensors; finish the download"),
-        ("path", "lacks"),
+        ("path", "names a file outside the folder"),
         ("truncated", "cannot be read"),
         ("template", "no chat template"),
         ("pad", "no padding token"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import models, prompt_sets, prompts, unit_scores, units
+from lib import families, models, prompt_sets, prompts, unit_scores, units
 from lib.errors import InputError
 from lib.kingdom import lexicon
 from lib.prompts import Example, Prompt
@@ -208,7 +208,7 @@ def test_snip_is_the_sum_over_examples_of_absolute_gradients(calibrated, family)
     for kind, layer, index, safety in table[["kind", "layer", "index", "safety"]].sample(40, random_state=0).to_numpy():
         expected = sum(
             float(product[name].select(dim, int(where[index])).sum())
-            for name, dim, where in models.unit_slices(plain.hf, kind, layer)
+            for name, dim, where in families.unit_slices(plain.hf, kind, layer)
         )
         assert safety == pytest.approx(expected, rel=1e-3, abs=1e-6)
 

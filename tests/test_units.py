@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import behaviour, models, prompt_sets, tracing, unit_scores, units
+from lib import behaviour, families, models, prompt_sets, tracing, unit_scores, units
 from lib.errors import InputError
 from tests import tiny_models
 
@@ -34,10 +34,6 @@ def random_table(seed=0, layers=3, neurons=20, channels=8):
 
 
 # slices ---------------------------------------------------------------------------------------------------------------
-def test_every_family_says_which_rows_make_its_units():
-    assert models.UNIT_ROWS.keys() == models.FAMILIES.keys()
-
-
 @pytest.fixture(params=FAMILIES)
 def family(request):
     return request.param
@@ -52,7 +48,7 @@ def seen(model, kind, layer):
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_its_reader_rows_a_unit_is_silent_and_only_those_that_share_them(family, kind):
     before, silenced = tiny_models.speaking(family), tiny_models.speaking(family)
-    *readers, _ = models.unit_slices(silenced.hf, kind, 1)
+    *readers, _ = families.unit_slices(silenced.hf, kind, 1)
     unit = 21
     with torch.no_grad():
         for name, dim, index in readers:
@@ -71,7 +67,7 @@ def test_slices_cover_every_unit_with_parameters_of_its_block(family, kind):
     model = tiny_models.speaking(family)
     width = {"neuron": 48, "channel": tiny_models.WIDTH}[kind]
     for layer in range(tiny_models.LAYERS):
-        slices = models.unit_slices(model.hf, kind, layer)
+        slices = families.unit_slices(model.hf, kind, layer)
         assert [dim for _, dim, _ in slices] == [0] * (len(slices) - 1) + [1]
         for name, dim, index in slices:
             weight = model.hf.get_parameter(name)
@@ -85,9 +81,9 @@ def test_slices_cover_every_unit_with_parameters_of_its_block(family, kind):
 def test_unknown_kinds_and_blocks_are_refused():
     hf = tiny_models.speaking("llama").hf
     with pytest.raises(InputError, match="known: neuron, channel"):
-        models.unit_slices(hf, "head", 0)
+        families.unit_slices(hf, "head", 0)
     with pytest.raises(InputError, match="blocks go from 0 to 2"):
-        models.unit_slices(hf, "neuron", 3)
+        families.unit_slices(hf, "neuron", 3)
 
 
 # score ----------------------------------------------------------------------------------------------------------------
@@ -256,7 +252,7 @@ def test_dropping_the_down_column_is_zeroing_the_gate_and_up_rows(family):
     silent = copy.deepcopy(model.hf)
     with torch.no_grad():
         for layer, part in rows.groupby("layer"):
-            *readers, _ = models.unit_slices(silent, "neuron", int(layer))
+            *readers, _ = families.unit_slices(silent, "neuron", int(layer))
             for name, _, index in readers:
                 silent.get_parameter(name)[index[torch.tensor(part["index"].to_numpy())]] = 0
     other = models.LanguageModel("silent", silent, model.tokenizer, "test")
@@ -291,7 +287,7 @@ def test_flaps_bias_is_mean_replacement_also_where_there_is_a_bias(family):
     rows = some(model).query("layer == 2")
     cut = units.without(model, rows, "mean").hf
     for kind, part in rows.groupby("kind"):
-        name = models.unit_slices(model.hf, kind, 2)[-1][0]
+        name = families.unit_slices(model.hf, kind, 2)[-1][0]
         before, after = (hf.get_submodule(name.removesuffix(".weight")) for hf in (model.hf, cut))
         lost = before.weight[:, torch.tensor(part["index"].to_numpy())] @ torch.tensor(part["mean"].to_numpy())
         start = torch.zeros_like(lost) if before.bias is None else before.bias.double()

@@ -1,0 +1,284 @@
+"""Whether a Hugging Face checkpoint can be opened: everything that is checked before a weight is read.
+
+Owns finding the folder (fetching it from the hub where it is not there), its configuration, that its weights are whole,
+plain safetensors, and as many as the configuration declares, and its tokenizer. Opening the model is `models`'s. What a
+checkpoint may name but is never done: run its code, unpickle, read outside its folder.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub import constants, errors
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lib import families, prompts, storage
+from lib.errors import InputError
+
+_WANTED = ("*.json", "*.jinja", "*.txt", "tokenizer*", "model*.safetensors")  # not a second copy in another format
+_PICKLED = ("*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that passed every check that needs no weights. `origin`: the folder, or hub name and commit."""
+
+    folder: Path
+    config: Any
+    tokenizer: Any
+    origin: str
+
+
+def check(name: str, revision: str | None) -> Checkpoint:
+    """The checked checkpoint of a folder or hub name; `InputError` says what is wrong and how to mend it."""
+    if Path(name).is_dir():
+        if revision is not None:
+            raise InputError(f"{name!r} is a folder, which has no revision {revision!r}; leave the revision out")
+        folder, origin = Path(name), name
+    else:
+        folder = _fetch(name, revision)
+        origin = f"{name}@{folder.name}"
+    config = _config(folder, name)
+    _check_size(config, _held(_weight_files(folder, name), name), name)
+    return Checkpoint(folder, config, _tokenizer(folder, config, name), origin)
+
+
+# configuration --------------------------------------------------------------------------------------------------------
+def _json(file: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(
+            f"{name!r} has no usable {file.name} ({problem.__class__.__name__}); is it a model folder?"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file.name} of {name!r} holds no settings; download it again")
+    return found
+
+
+def _check_settings(settings: dict[str, Any], name: str) -> None:
+    """What config.json alone tells: code, unusual weights, and models that are not causal LMs of a known family."""
+    if "auto_map" in settings:
+        raise InputError(
+            f"{name!r} asks to run code of its own (auto_map), which is never done; "
+            "use a version that needs none, saved by transformers itself"
+        )
+    if settings.get("quantization_config") or settings.get("transformers_weights"):
+        raise InputError(
+            f"{name!r} is quantised or keeps its weights in a file of its own choice; name the version with ordinary "
+            "weights"
+        )
+    causal = {one for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for one in _names(names)}
+    built = _names(settings.get("architectures") or ())
+    if built and not causal & set(built):
+        raise InputError(
+            f"{name!r} is a {built[0]}, not a causal language model; name a checkpoint whose config.json lists an "
+            "architecture that ends in ForCausalLM"
+        )
+    if settings.get("model_type") not in families.FAMILIES:
+        raise families.unfamiliar(repr(name), str(settings.get("model_type")))
+
+
+def _names(one_or_more: str | list[str] | tuple[str, ...]) -> list[str]:
+    return [one_or_more] if isinstance(one_or_more, str) else [str(name) for name in one_or_more]
+
+
+def _config(folder: Path, name: str) -> Any:
+    _check_settings(_json(folder / "config.json", name), name)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as problem:  # transformers checks values by rules of its own, which raise many kinds
+        raise InputError(
+            f"config.json of {name!r} holds values that transformers refuses ({_first_line(problem)}); "
+            "download it again"
+        ) from None
+
+
+def _first_line(problem: BaseException) -> str:
+    text = " ".join(str(problem).split())
+    return f"{problem.__class__.__name__}: {text[:120]}" if text else problem.__class__.__name__
+
+
+# weights --------------------------------------------------------------------------------------------------------------
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    """The files transformers would read, all of them there; one file goes before an index of several."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        raise _no_weights(folder, name)
+    try:
+        shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as problem:
+        raise InputError(f"{index.name} of {name!r} is damaged ({problem}); download it again") from None
+    outside = [shard for shard in shards if Path(shard).name != shard or "\\" in shard or shard == ".."]
+    if outside:
+        raise InputError(
+            f"{index.name} of {name!r} names a file outside the folder ({outside[0]!r}); "
+            "do not use this checkpoint, or fetch it again from a source you trust"
+        )
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing or not shards:
+        named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise InputError(f"{name!r} lacks {named or 'all weights'}; {_unfinished(folder)}finish the download")
+    return [folder / shard for shard in shards]
+
+
+def _no_weights(folder: Path, name: str) -> InputError:
+    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+    if pickled:
+        return _only_pickled(name, pickled[0])
+    half = _unfinished(folder)
+    remedy = f"{half}finish the download" if half else "save the model as safetensors and name that folder"
+    return InputError(f"{name!r} holds no weights; {remedy}")
+
+
+def _only_pickled(name: str, file: str) -> InputError:
+    return InputError(
+        f"{name!r} holds only pickled weights ({file}), which can run code; "
+        "save the model as safetensors and name that folder"
+    )
+
+
+def _unfinished(folder: Path) -> str:
+    """What a broken-off download left, as the start of a sentence: in the hub's cache, or beside a local folder."""
+    places = (folder.parent.parent / "blobs", folder / ".cache" / "huggingface" / "download")
+    here = next((place for place in places if any(place.glob("**/*.incomplete"))), None)
+    if here is None:
+        return ""
+    count = sum(1 for _ in here.glob("**/*.incomplete"))
+    return f"a download broke off there ({count} *.incomplete); "
+
+
+def _held(files: list[Path], name: str) -> dict[str, int]:
+    """Numbers in every tensor of the files, from their headers, which also say whether a file is whole."""
+    held: dict[str, int] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                held |= {key: prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as problem:
+            raise InputError(
+                f"{file.name} of {name!r} cannot be read ({problem.__class__.__name__}: not a whole safetensors file); "
+                "download it again"
+            ) from None
+    return held
+
+
+def _check_size(config: Any, held: dict[str, int], name: str) -> None:
+    """Refuse a configuration of more weights than the files hold: memory would be taken for what is not there.
+
+    The model is built without memory (on torch's meta device), but its blocks one by one, so they are counted first.
+    """
+    problem = f"config.json of {name!r} declares {{}}, its files hold {{}}; they do not belong together: download both"
+    if config.num_hidden_layers > len(held):
+        raise InputError(problem.format(f"{config.num_hidden_layers} blocks", f"{len(held)} tensors"))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        declared = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once
+    except Exception as error:  # shapes that fit no tensor, heads that do not divide: many kinds, all from config.json
+        raise InputError(
+            f"config.json of {name!r} describes no model ({_first_line(error)}); download it again"
+        ) from None
+    if declared > sum(held.values()):
+        raise InputError(problem.format(f"{declared:,} weights", f"{sum(held.values()):,}"))
+
+
+# tokenizer ------------------------------------------------------------------------------------------------------------
+def _tokenizer(folder: Path, config: Any, name: str) -> Any:
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and "auto_map" in _json(settings, name):
+        raise InputError(
+            f"the tokenizer of {name!r} asks to run code of its own (auto_map), which is never done; "
+            "save it as a fast tokenizer (tokenizer.json)"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as problem:  # a tokenizer's file can be wrong in many ways, its library raises plain Exception
+        raise InputError(f"{name!r} has no usable tokenizer ({_first_line(problem)}); copy its files there") from None
+    prompts.check_tokenizer(tokenizer, repr(name))
+    _check_vocabulary(tokenizer, config.vocab_size, name)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Any, size: int, name: str) -> None:
+    """Every token a text can become must have an embedding.
+
+    Special tokens may lie beyond (Gemma 3's image token does in its text models), unless the model is to use them.
+    """
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    used = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    beyond = [word for word, token in tokenizer.get_vocab().items() if token >= size]
+    beyond = [word for word in beyond if word in used or word not in special]
+    if beyond:
+        raise InputError(
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens, its model {size} (it has no {beyond[0]!r}); they "
+            "do not belong together: copy the tokenizer that came with the model"
+        )
+
+
+# hub ------------------------------------------------------------------------------------------------------------------
+def _fetch(name: str, revision: str | None) -> Path:
+    """The folder of a hub name in the hub's cache, fetched where it is not there; what is cached is used offline.
+
+    config.json comes first and is checked, then the list of files with their sizes, then the files.
+    """
+    with _in_words(name, revision):
+        config = Path(huggingface_hub.hf_hub_download(name, "config.json", revision=revision))
+    _check_settings(_json(config, name), name)
+    commit = config.parent.name
+    try:
+        with _in_words(name, revision):
+            files = huggingface_hub.snapshot_download(
+                name, revision=commit, allow_patterns=[*_WANTED, *_PICKLED], dry_run=True
+            )
+    except errors.DryRunError:
+        return config.parent  # no network: the checks of the folder say what it lacks
+    safe = any(file.filename.endswith(".safetensors") for file in files)
+    pickled = [file.filename for file in files if Path(file.filename).suffix in (".bin", ".pt", ".pth")]
+    if pickled and not safe:
+        raise _only_pickled(name, pickled[0])
+    wanted = [file for file in files if file.filename not in pickled and file.will_download]
+    needed = sum(file.file_size or 0 for file in wanted)
+    storage.require_space(Path(constants.HF_HUB_CACHE), needed, f"downloading {name}")
+    with _in_words(name, revision):
+        return Path(huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=list(_WANTED)))
+
+
+@contextmanager
+def _in_words(name: str, revision: str | None) -> Iterator[None]:
+    """The hub's errors as `InputError`s that say what to do."""
+    try:
+        yield
+    except errors.GatedRepoError:  # before RepositoryNotFoundError, whose kind it is
+        raise InputError(
+            f"{name!r} is gated: accept its terms on its page on the hub, then log in with `hf auth login` or "
+            "set HF_TOKEN"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(
+            f"there is no model {name!r} on the hub, or it is private; check the name, or log in with `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(
+            f"{name!r} has no revision {revision!r}; name one of its branches, tags or commits, or leave it out"
+        ) from None
+    except errors.RemoteEntryNotFoundError:
+        raise InputError(f"{name!r} has no config.json, so it is no model of transformers; name one that is") from None
+    except errors.DryRunError:
+        raise
+    except Exception as problem:  # no network in one of many ways, no such folder, or a word that cannot be a name
+        raise InputError(
+            f"{name!r} is neither a folder nor a model that can be fetched now; download it first and give its "
+            f"folder, or check the name and the network ({problem.__class__.__name__})"
+        ) from None
