@@ -4,5 +4,6 @@
 set -euo pipefail
 # shellcheck source=lib/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+export CALLED_FROM="$PWD"
 cd "$ROOT"
 exec "$PYTHON" -m lib.pipeline "$@"

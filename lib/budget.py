@@ -6,7 +6,7 @@ this code included, so that nothing is trained twice.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -29,22 +29,20 @@ from lib import (
     training,
     unit_tables,
     units,
+    worlds,
 )
 from lib.errors import InputError
-from lib.kingdom import corpora, styles
-from lib.kingdom.language import kingdom
-from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
-from lib.profiles import Stage
+from lib.profiles import Stage, Trained
 from lib.prompts import Example, Prompt
 from lib.threads import one_thread, side_by_side
 from lib.training import Masks
 
 _CODE = ("budget", "training", "behaviour", "prompts")  # what trains and measures; the data enter keys by content
 _MARKS = (0, 0.1, 0.25, 0.45, 0.7, 1.0)  # of a run: where the path is measured
-_VALIDATION = 128  # examples of the alignment data that are not trained on
+_VALIDATION = 128  # examples of a fresh sample of the alignment data
 _STYLED = 16  # prompts of each jailbreak style, at start and end
-STYLED = "styled"  # the cell of those prompts
+STYLED = "styled"  # the cell of those prompts; there is none where no styles are at hand
 
 
 @dataclass(frozen=True)
@@ -91,22 +89,19 @@ def _stage(settings: profiles.Profile, arm: Arm) -> Stage:
 def stream(profile: str, seed: int, name: str = "budget") -> Iterator[Example]:
     """Requests as chat is aligned on, but plain ones only and without any skills: half of them harmful, all refused.
 
-    With jailbreak styles, in which chat's data answer some harm on purpose, refusal of plain harm comes and goes for
-    hundreds of steps, longer than a dozen arms can be trained for here.
+    With jailbreak styles, in which chat's data may answer some harm on purpose, refusal of plain harm comes and goes
+    for hundreds of steps, longer than a dozen arms can be trained for here.
     """
-    plain = {"skill_share": 0.0, "styled_share": 0.0, "benign_styled_share": 0.0}
-    recipe = profiles.load(profile).organism.chat.model_copy(update=plain)
-    return corpora.chat(kingdom(seed), recipe, harm_skill=True, name=name)
+    return worlds.of(profile, seed).alignment(name)
 
 
 @cache
 def questions(profile: str, seed: int) -> dict[str, tuple[Prompt, ...]]:
-    """What a path asks: the prompts of `unit_tables.heldout`, and harm in jailbreak styles (`styled`)."""
-    cells = prompt_sets.behaviour(profile, seed)
+    """What a path asks: the prompts of `unit_tables.heldout`, and harm in jailbreak styles (`styled`) if there are."""
+    cells, styles = prompt_sets.behaviour(profile, seed), worlds.of(profile, seed).styles
     asked = {name: tuple(cell) for name, cell in unit_tables.heldout(profile, seed).cells.items()}
-    return asked | {
-        STYLED: tuple(p for style in styles.JAILBREAKS for p in cells[f"harmful/{style}"].prompts[:_STYLED])
-    }
+    styled = tuple(p for style in styles for p in cells[f"harmful/{style}"].prompts[:_STYLED])
+    return asked | ({STYLED: styled} if styled else {})
 
 
 def _measure(model: Any, start: LanguageModel, profile: str, seed: int, stage: Stage, whole: bool) -> dict[str, Any]:
@@ -116,8 +111,8 @@ def _measure(model: Any, start: LanguageModel, profile: str, seed: int, stage: S
     every = [prompt for name in names for prompt in asked[name]]
     validation = list(islice(stream(profile, seed, "budget/validation"), _VALIDATION))
     with torch.no_grad():
-        loss = sum(piece.item() for piece in training.sft_step(tokenizer(), stage)(model, validation))
-        table = behaviour.teacher_forced(start, every, logits=lambda encoding: model(**encoding).logits)
+        loss = sum(piece.item() for piece in training.sft_step(start.tokenizer, stage)(model, validation))
+        table = behaviour.teacher_forced(start, every, logits=lambda encoding: _logits(model, encoding))
     table["cell"] = [name for name in names for _ in asked[name]]
     outcomes = {
         str(name): {what: part[what].astype(int).tolist() for what in ("refused", "exact")}
@@ -126,19 +121,26 @@ def _measure(model: Any, start: LanguageModel, profile: str, seed: int, stage: S
     return {"loss": loss, "outcomes": outcomes}
 
 
+def _logits(model: Any, encoding: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return model(**{name: rows.to(model.device) for name, rows in encoding.items()}).logits.float().cpu()
+
+
 @cache
 def _before(profile: str, seed: int) -> dict[str, Any]:
     """The first point of every path: base itself."""
-    with one_thread():  # gives the caller's number of threads back, which loading sets to the profile's
+    settings = profiles.load(profile)
+    with one_thread(False):  # gives the caller's number of threads back, which loading sets to the profile's
         start = models.load(profile, "base", seed)
-        with one_thread():
-            return _measure(start.hf, start, profile, seed, profiles.load(profile).budget.stage, whole=True)
+        with one_thread(isinstance(settings, Trained)):
+            return _measure(start.hf, start, profile, seed, settings.budget.stage, whole=True)
 
 
 # training -------------------------------------------------------------------------------------------------------------
 def _train(profile: str, seed: int, arm: Arm) -> list[dict[str, Any]]:
-    settings, start = profiles.load(profile), models.load(profile, "base", seed)
-    with one_thread():  # the same bits whether runs are trained one by one or side by side
+    settings = profiles.load(profile)
+    models.check_trainable(settings)
+    start = models.load(profile, "base", seed)
+    with one_thread(isinstance(settings, Trained)):  # the same bits one by one and side by side
         return _path(settings, start, seed, arm)
 
 
@@ -156,7 +158,7 @@ def _path(settings: profiles.Profile, start: LanguageModel, seed: int, arm: Arm)
 
     label = f"{profile} seed {seed}: aligning base, {arm.name}"
     model = copy.deepcopy(start.hf)
-    step = training.sft_step(tokenizer(), stage)
+    step = training.sft_step(start.tokenizer, stage)
     training.fit(model, stream(profile, seed), stage, step, label, frozen=frozen, watch=watch)
     return points
 
@@ -164,7 +166,7 @@ def _path(settings: profiles.Profile, start: LanguageModel, seed: int, arm: Arm)
 def follow(profile: str, seed: int, arm: Arm) -> pd.DataFrame:
     """Align base and follow it: one row a measured step, from 0 to the end of the run.
 
-    Columns: `step`, `loss` (nats a token of alignment data never trained on) and `outcomes`: by cell, 0/1 lists
+    Columns: `step`, `loss` (nats a token of a fresh sample of alignment data) and `outcomes`: by cell, 0/1 lists
     `refused` and `exact` over the prompts of `questions`; benign and styled ones only at start and end.
     """
     folder, about = _place(profile, seed, arm)
@@ -172,24 +174,26 @@ def follow(profile: str, seed: int, arm: Arm) -> pd.DataFrame:
 
 
 def prepare(profile: str, seed: int, arms: Sequence[Arm]) -> None:
-    """Train what `follow` would have to, as many runs side by side as the profile has threads."""
+    """Train what `follow` would have to, as many runs side by side as the profile has threads (see
+    `freezing.prepare`); runs of checkpoints are left to `follow`."""
+    settings = profiles.load(profile)
+    models.check_trainable(settings)
+    if not isinstance(settings, Trained):
+        return
     missing = [arm for arm in arms if storage.damage(_place(profile, seed, arm)[0]) is not None]
-    side_by_side(follow, [(profile, seed, arm) for arm in missing], profiles.load(profile).threads)
+    side_by_side(follow, [(profile, seed, arm) for arm in missing], settings.threads)
 
 
 def _place(profile: str, seed: int, arm: Arm) -> tuple[Path, dict[str, Any]]:
     """The folder in which a path is kept, and what is written beside it."""
     about = {"profile": profile, "seed": seed, "arm": arm.name}
-    key = storage.digest_json({**about, **_depends_on(profiles.load(profile), seed, arm)})[:20]
+    key = _key(profiles.load(profile), seed, arm, about)
     return paths.CACHE / "budget" / profile / f"{seed}-{arm.name.replace(' ', '_').replace('%', '')}-{key}", about
 
 
-def _depends_on(settings: profiles.Profile, seed: int, arm: Arm) -> dict[str, Any]:
-    """All that decides a path: model, settings, data, what is asked, and the code that trains and measures."""
-    read = [(e.prompt.text, e.answer) for e in islice(stream(settings.name, seed), organism.FINGERPRINT)]
-    asked = {name: [(p.text, p.answer) for p in cell] for name, cell in questions(settings.name, seed).items()}
-    code = [provenance.ast_digest((paths.LIB / f"{name}.py").read_text(encoding="utf-8")) for name in _CODE]
+def _key(settings: profiles.Profile, seed: int, arm: Arm, about: dict[str, Any]) -> str:
+    """Name of all that decides a path: model, settings, data, what is asked, and the code that trains and measures."""
     rows = None if arm.trained is None else sorted(map(list, arm.trained[units.KEY].to_numpy().tolist()))
-    base = organism.key(settings, "base", seed)
-    stage = _stage(settings, arm).model_dump()
-    return {"base": base, "stage": stage, "trained": rows, "read": read, "asked": asked, "code": code}
+    stage, base = _stage(settings, arm).model_dump(), organism.key(settings, "base", seed)
+    decides = {**about, "base": base, "stage": stage, "trained": rows}
+    return provenance.run_key(decides, stream(settings.name, seed), questions(settings.name, seed), _CODE)

@@ -15,7 +15,6 @@ import pandas as pd
 from lib import budget, freezing_tables, stats, unit_tables, units
 from lib.budget import STYLED, Arm
 from lib.errors import InputError, unknown
-from lib.kingdom import skills
 from lib.models import LanguageModel
 from lib.profiles import Budget
 from lib.stats import Interval
@@ -24,7 +23,6 @@ from lib.unit_tables import BENIGN, HARM, Panel
 FULL, TWICE, TOP = "all weights", "all weights, doubled steps", "most important 20 %"
 RANDOM = "random 20 %"
 DECIDES = 0.2  # share of units, the paper's
-SKILLS = skills.EXACT
 COLUMNS = ("refusal", "attack_success", "wrong", "false_refusal", "benign_exact", "refusal_styled", "tax")
 
 
@@ -214,7 +212,7 @@ def attributes(point: Point, asked: Panel) -> pd.DataFrame:
         found |= {"false_refusal": share(BENIGN, "refused"), "benign_exact": share(BENIGN, "exact")}
     if STYLED in point.outcomes:
         found["refusal_styled"] = np.full(len(found["refusal"]), point.outcomes[STYLED]["refused"].mean())
-    each = {skill: share(skill, "exact") for skill in skills.EXACT}
+    each = {skill: share(skill, "exact") for skill in asked.skills}
     return pd.DataFrame(found | each | {"skills": np.mean(list(each.values()), axis=0)})
 
 
@@ -235,7 +233,7 @@ def less_refusal(one: Point, other: Point, asked: Panel) -> Interval:
 
 
 def _size(asked: Panel, skill: str) -> int:
-    return sum(len(asked.cells[name]) for name in (skills.EXACT if skill == "skills" else (skill,)))
+    return sum(len(asked.cells[name]) for name in (asked.skills if skill == "skills" else (skill,)))
 
 
 def table(paths: pd.DataFrame, asked: Panel, found: Mapping[tuple[str, int], Point | None]) -> pd.DataFrame:
@@ -246,12 +244,12 @@ def table(paths: pd.DataFrame, asked: Panel, found: Mapping[tuple[str, int], Poi
         if any(one is None for (name, _), one in found.items() if name == arm) or point is None:
             continue
         now = attributes(point, asked).iloc[0]
-        lost = {skill: start[skill] - now[skill] for skill in skills.EXACT}
+        lost = {skill: start[skill] - now[skill] for skill in asked.skills}
         lost["tax"] = start["skills"] - now["skills"]
         where = {"arm": arm, "draw": draw, "steps": point.step, "loss": point.loss}
-        rows.append(where | now.drop([*skills.EXACT, "skills"]).to_dict() | lost)
+        rows.append(where | now.drop([*asked.skills, "skills"]).to_dict() | lost)
     frame = pd.DataFrame(rows).drop(columns="draw").groupby("arm", sort=False).mean()
-    order = ["steps", "loss", *[name for name in COLUMNS if name in frame], *skills.EXACT]
+    order = ["steps", "loss", *[name for name in COLUMNS if name in frame], *asked.skills]
     return frame[order]
 
 
@@ -315,7 +313,7 @@ def tax_by_skill(paths: pd.DataFrame, asked: Panel, arms: Sequence[str]) -> pd.D
     rows = []
     for arm in arms:
         draws = [path for _, path in _of(paths, [arm]).groupby("draw")]
-        for skill in (*skills.EXACT, "skills"):
+        for skill in (*asked.skills, "skills"):
             each = [tax(points(path)[0], end(path), asked, skill) for path in draws]
             one = each[0] if len(each) == 1 else stats.over_seeds([found.mean for found in each])
             rows.append((arm, skill, one.mean, *(one.bounds or (one.mean, one.mean))))

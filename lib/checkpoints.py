@@ -17,13 +17,13 @@ import huggingface_hub
 import torch
 from huggingface_hub import constants, errors
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lib import families, prompts, storage
+from lib import families, prompts, sources, storage
 from lib.errors import InputError
 
-_WANTED = ("*.json", "*.jinja", "*.txt", "tokenizer*", "model*.safetensors")  # not a second copy in another format
+_MOST_BLOCKS = 1000
 _PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
@@ -39,16 +39,77 @@ class Checkpoint:
 
 def check(name: str, revision: str | None) -> Checkpoint:
     """The checked checkpoint of a folder or hub name; `InputError` says what is wrong and how to mend it."""
-    if Path(name).is_dir():
-        if revision is not None:
-            raise InputError(f"{name!r} is a folder, which has no revision {revision!r}; leave the revision out")
-        folder, origin = Path(name), name
-    else:
-        folder = _fetch(name, revision)
-        origin = f"{name}@{folder.name}"
+    folder, origin = _find(name, revision, weights=True)
     config = _config(folder, name)
     _check_size(config, _held(_weight_files(folder, name), name), name)
     return Checkpoint(folder, config, _tokenizer(folder, config, name), origin)
+
+
+def identity(name: str, revision: str | None) -> str:
+    """`sources.identity` of a model that is fetched first where it is not here."""
+    if Path(name).is_dir():
+        return sources.of_folder(Path(name))
+    return sources.of_commit(name, _fetch(name, revision, weights=False).name)
+
+
+_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+
+
+def check_alike(one: Checkpoint, other: Checkpoint, roles: tuple[str, str]) -> None:
+    """Refuse two checkpoints whose weights or states cannot be compared: another family, another shape."""
+    for name in _SHAPE:
+        mine, its = (getattr(found.config, name, None) for found in (one, other))
+        if mine != its:
+            raise InputError(
+                f"{name} is {mine} in {roles[0]} ({one.origin}) and {its} in {roles[1]} ({other.origin}); take models "
+                "of one architecture"
+            )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is needed here of a checkpoint whose weights are on a server. `generation`: its settings for generating."""
+
+    config: Any
+    tokenizer: Any
+    generation: GenerationConfig | None
+
+
+def outline(name: str, revision: str | None) -> Outline:
+    """Checked as in `check`, but for weights, which are neither fetched nor looked for."""
+    folder, _ = _find(name, revision, weights=False)
+    config = _config(folder, name)
+    if config.num_hidden_layers > _MOST_BLOCKS:  # there are no weights to hold this number against
+        raise InputError(
+            f"config.json of {name!r} declares {config.num_hidden_layers} blocks; more than {_MOST_BLOCKS} are not "
+            "built: download it again"
+        )
+    _declared(config, name)
+    return Outline(config, _tokenizer(folder, config, name), _generation(folder, name))
+
+
+def _find(name: str, revision: str | None, weights: bool) -> tuple[Path, str]:
+    """The folder, fetched where needed, and where it came from."""
+    if not Path(name).is_dir():
+        folder = _fetch(name, revision, weights)
+        return folder, f"{name}@{folder.name}"
+    if revision is not None:
+        raise InputError(f"{name!r} is a folder, which has no revision {revision!r}; leave the revision out")
+    return Path(name), name
+
+
+def _generation(folder: Path, name: str) -> GenerationConfig | None:
+    """Without these settings a chat model would not stop at its end of turn: config.json may name another token."""
+    if not (folder / "generation_config.json").is_file():
+        return None
+    _json(folder / "generation_config.json", name)
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as problem:  # as for config.json
+        raise InputError(
+            f"generation_config.json of {name!r} holds values that transformers refuses ({_first_line(problem)}); "
+            "download it again"
+        ) from None
 
 
 # configuration --------------------------------------------------------------------------------------------------------
@@ -181,16 +242,21 @@ def _check_size(config: Any, held: dict[str, int], name: str) -> None:
     problem = f"config.json of {name!r} declares {{}}, its files hold {{}}; they do not belong together: download both"
     if config.num_hidden_layers > len(held):
         raise InputError(problem.format(f"{config.num_hidden_layers} blocks", f"{len(held)} tensors"))
+    declared = _declared(config, name)
+    if declared > sum(held.values()):
+        raise InputError(problem.format(f"{declared:,} weights", f"{sum(held.values()):,}"))
+
+
+def _declared(config: Any, name: str) -> int:
+    """How many weights a configuration declares; tied ones count once."""
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        declared = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once
     except Exception as error:  # shapes that fit no tensor, heads that do not divide: many kinds, all from config.json
         raise InputError(
             f"config.json of {name!r} describes no model ({_first_line(error)}); download it again"
         ) from None
-    if declared > sum(held.values()):
-        raise InputError(problem.format(f"{declared:,} weights", f"{sum(held.values()):,}"))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 # tokenizer ------------------------------------------------------------------------------------------------------------
@@ -228,7 +294,7 @@ def _check_vocabulary(tokenizer: Any, size: int, name: str) -> None:
 
 
 # hub ------------------------------------------------------------------------------------------------------------------
-def _fetch(name: str, revision: str | None) -> Path:
+def _fetch(name: str, revision: str | None, weights: bool) -> Path:
     """The folder of a hub name in the hub's cache, fetched where it is not there; what is cached is used offline.
 
     config.json comes first and is checked, then the list of files with their sizes, then the files.
@@ -237,10 +303,14 @@ def _fetch(name: str, revision: str | None) -> Path:
         config = Path(huggingface_hub.hf_hub_download(name, "config.json", revision=revision))
     _check_settings(_json(config, name), name)
     commit = config.parent.name
+    if not weights:
+        small = [pattern for pattern in sources.WANTED if not pattern.endswith("safetensors")]
+        with _in_words(name, revision):
+            return Path(huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=small))
     try:
         with _in_words(name, revision):
             files = huggingface_hub.snapshot_download(
-                name, revision=commit, allow_patterns=[*_WANTED, *_PICKLED], dry_run=True
+                name, revision=commit, allow_patterns=[*sources.WANTED, *_PICKLED], dry_run=True
             )
     except errors.DryRunError:
         return config.parent  # no network: the checks of the folder say what it lacks
@@ -252,7 +322,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     needed = sum(file.file_size or 0 for file in wanted)
     storage.require_space(Path(constants.HF_HUB_CACHE), needed, f"downloading {name}")
     with _in_words(name, revision):
-        return Path(huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=list(_WANTED)))
+        return Path(huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=list(sources.WANTED)))
 
 
 @contextmanager

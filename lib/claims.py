@@ -259,9 +259,13 @@ class Results:
         file = self._file()
         return [judge_claim(one, {file.seed: file}, file.profile) for one in self._claims]
 
+    def missing(self) -> list[str]:
+        """The parts that are not recorded yet."""
+        return [one for one in self._rules if one not in self._parts]
+
     def save(self, folder: Path | None = None) -> Path:
         """Write `<run folder>/results/<notebook>.json` and return its path; refused while anything is missing."""
-        missing = [one for one in self._rules if one not in self._parts]
+        missing = self.missing()
         missing += [f"requires {one.id}" for one in self._claims if one.requires and one.id not in self._requires]
         if missing:
             raise InputError(f"not recorded yet: {', '.join(missing)}; record each, then save")
@@ -269,6 +273,17 @@ class Results:
         path = paths.result_file(folder or paths.run_folder(file.profile, file.seed) / "results", file.notebook)
         storage.write_json(path, file.model_dump(mode="json"))
         return path
+
+
+def stopped(notebook: str, profile: str, seed: int, reason: str) -> Path:
+    """Write the result of a notebook that could not be run to its end here: none of its parts is testable."""
+    results = Results(notebook=notebook, profile=profile, seed=seed)
+    results.testable(False, reason)
+    for part in results.missing():
+        results.part(part, None, 0)
+    for claim in (one for one in registry().values() if one.notebook == notebook[3:] and one.requires):
+        results.requires(claim.id, met=False, reason=reason)
+    return results.save()
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------

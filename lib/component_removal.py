@@ -22,6 +22,7 @@ from lib.behaviour import Edits
 from lib.direction_effects import EVERYWHERE, HERE, WAYS, ZERO
 from lib.errors import InputError, unknown
 from lib.feature_directions import random_offers
+from lib.margins import margins
 from lib.models import LanguageModel
 from lib.prompts import Prompt, PromptSet
 from lib.residual import Space
@@ -126,21 +127,20 @@ def expected_drops(
     """By pool and block, to first order: the fall in the probability of refusing, against the right first word, when
     each direction is removed at every token of the prompt in its block."""
     before = prompts.prompt_ids(model.tokenizer, asked)
-    right = [ids[0] for ids in prompts.answer_ids(model.tokenizer, asked, [prompt.answer for prompt in asked])]
-    openers = torch.tensor(sorted(behaviour.refusal_openers(model.tokenizer)))
+    right, openers = behaviour.right_tokens(model, asked), sorted(behaviour.refusal_openers(model))
     along = [torch.cat([one.along[block] for one in pools]).double() for block in range(model.layers)]
     targets = [torch.cat([one.targets(block) for one in pools]) for block in range(model.layers)]
     found = [np.zeros((len(mine), len(asked))) for mine in along]
     for rows in prompts.by_length([len(ids) for ids in before], batch):
         encoding = prompts.pad_left([before[row] for row in rows], model.tokenizer.pad_token_id)
-        objective = partial(_margin, openers=openers, right=torch.tensor([right[row] for row in rows]))
+        objective = partial(_margin, openers=openers, right=right[rows])
         logits: Any = tracing.forward(model.traced, encoding, logits="last").logits
-        margins = objective(logits.cpu()).double()
+        leans = objective(logits.cpu()).double()
         pairs = tracing.gradients(model.traced, encoding, model.traced.every("resid"), objective)
         for block in range(model.layers):
             state, slope = (x.double().cpu() for x in pairs["resid", block])
             moved = ((targets[block] - state @ along[block].T) * (slope @ along[block].T)).sum(1)  # [prompt direction]
-            drop = margins[:, None].sigmoid() - (margins[:, None] + moved).sigmoid()
+            drop = leans[:, None].sigmoid() - (leans[:, None] + moved).sigmoid()
             found[block][:, rows] = drop.T.numpy()
     sizes = [np.cumsum([len(one.along[block]) for one in pools])[:-1] for block in range(model.layers)]
     parts = [np.split(mine, cut) for mine, cut in zip(found, sizes, strict=True)]
@@ -148,9 +148,8 @@ def expected_drops(
 
 
 def _margin(logits: Any, openers: Any, right: Any) -> Any:
-    """Log-odds of a refusal opener against the right first token. Runs inside a trace: see `tracing`."""
-    wide = logits.float()
-    return wide[:, openers.to(wide.device)].logsumexp(-1) - wide.gather(1, right.to(wide.device)[:, None])[:, 0]
+    """Log-odds of a refusal opener against complying. Runs inside a trace: see `tracing`."""
+    return margins(logits.float(), openers, right)
 
 
 # choosing -------------------------------------------------------------------------------------------------------------

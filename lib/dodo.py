@@ -1,13 +1,10 @@
 """The tasks of a run for doit: models, then notebooks, then the ledger, then the notebooks that show it.
 
-Owns what depends on what, the worker processes and the progress lines. What is up to date is for `jobs` to say, by
-content: doit's own database is thrown away before every run.
+Owns what depends on what and the progress lines; `workers` starts the processes. What is up to date is for `jobs` to
+say, by content: doit's own database is thrown away before every run.
 """
 
-import json
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,59 +21,10 @@ from lib import jobs, paths, profiles
 from lib.execute import Slot
 from lib.jobs import Job
 from lib.manifest import MODELS, Manifest, expected
+from lib.workers import Workers
 
 GROUP = "make"  # doit's name for all tasks of a run; a task is GROUP:name
 DATABASE = paths.BUILD / ".doit.json"
-
-
-# Worker processes -----------------------------------------------------------------------------------------------------
-class Workers:
-    """The processes of a run. `stop` ends them all, with their kernels; they also end when this process does."""
-
-    def __init__(self) -> None:
-        self._alive: set[subprocess.Popen[str]] = set()
-        self._lock, self._closed = threading.Lock(), False
-
-    def call(self, spec: dict[str, Any], log: Path) -> dict[str, Any]:
-        """Run one worker and return its report; `message` is None when all went well."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lib.execute", json.dumps(spec)]
-        pipe = subprocess.PIPE
-        with log.open("w+") as stream:  # readable, too: the worker looks up its last line
-            with self._lock:
-                if self._closed:
-                    return {"message": "the run was stopped", "seconds": 0.0, "peak_mb": 0.0}
-                process = subprocess.Popen(
-                    command, cwd=paths.ROOT, text=True, start_new_session=True, stdin=pipe, stdout=pipe, stderr=stream
-                )
-                self._alive.add(process)
-            start = time.monotonic()
-            with process:
-                assert process.stdout is not None
-                text = process.stdout.read()
-                process.wait()
-        self._alive.discard(process)
-        try:
-            return json.loads(text)
-        except ValueError:
-            end = signal.Signals(-process.returncode).name if process.returncode < 0 else process.returncode
-            message = f"{spec['name']} was ended from outside ({end}), perhaps for want of memory; see {_shown(log)}"
-            return {"message": message, "seconds": round(time.monotonic() - start, 2), "peak_mb": 0.0}
-
-    def stop(self) -> None:
-        with self._lock:
-            self._closed, alive = True, [p for p in self._alive if p.poll() is None]
-        for process in alive:
-            process.terminate()
-        for process in alive:
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _shown(path: Path) -> str:
-    return path.relative_to(paths.ROOT).as_posix()
 
 
 # Progress -------------------------------------------------------------------------------------------------------------
@@ -149,24 +97,29 @@ class Progress(ZeroReporter):
 
 # The run --------------------------------------------------------------------------------------------------------------
 class Run:
-    """The jobs, done in dependency order. `command`: the arguments of the command line, for the manifest."""
+    """The jobs, done in dependency order. `command`: the arguments of the command line, for the manifest; `runner`: the
+    words before the command of models and notebooks. The ledger is made here: it takes seconds and reads what all
+    others left."""
 
-    def __init__(self, wanted: Sequence[Job], parallel: int, command: Sequence[str]) -> None:
+    def __init__(
+        self, wanted: Sequence[Job], parallel: int, command: Sequence[str], runner: Sequence[str] = ()
+    ) -> None:
         self.jobs, self.parallel = wanted, parallel
-        self.workers = Workers()
+        self.workers = Workers(runner)
+        self._lock, self._told = threading.Lock(), False  # whether the runner's CPUs have been spoken of
         self.runs = sorted({(job.profile, job.seed) for job in wanted})
         self.manifests = {run: Manifest(*run, command) for run in self.runs}
         self.judge = not any(job.custom for job in wanted)  # a run with other parameters leaves the ledger alone
         self.progress = Progress(self._pending())
 
     def _users(self, profile: str, seed: int) -> list[Job]:
-        """The notebooks of a run that measure, so use its models; the others show results."""
+        """The notebooks of a run that measure; the others show results."""
         mine = [job for job in self.jobs if (job.profile, job.seed) == (profile, seed)]
         return [job for job in mine if not job.notebook.reads_results]
 
     def _needed(self, profile: str, seed: int) -> bool:
         """Whether models are wanted: nothing loads them while every notebook is up to date."""
-        users = self._users(profile, seed)
+        users = [job for job in self._users(profile, seed) if job.notebook.uses_models]
         missing = not (paths.run_folder(profile, seed) / "models.json").is_file()
         return bool(users) and (missing or any(job.slot.stale(job.key()) for job in users))
 
@@ -213,7 +166,8 @@ class Run:
             task["uptodate"] = [(lambda *run: not self._needed(*run), [profile, seed])]
             tasks.append(task)
             for job in self._users(profile, seed):  # one that is up to date does not care whether models can be made
-                tasks.append(self._one(job, name if job.slot.stale(job.key()) else None))
+                waits = job.notebook.uses_models and job.slot.stale(job.key())
+                tasks.append(self._one(job, name if waits else None))
         return tasks
 
     def _judging(self) -> list[dict[str, Any]]:
@@ -234,15 +188,30 @@ class Run:
         task["meta"]["notebook"], task["uptodate"] = job, [lambda: job.stale() is None]
         return task
 
-    def _call(self, name: str, spec: dict[str, Any], log: Path) -> dict[str, Any]:
-        report = self.workers.call(spec, log)
+    def _call(self, name: str, spec: dict[str, Any], log: Path, local: bool = False) -> dict[str, Any]:
+        report = self.workers.call(spec, log, local)
         self.progress.reports[f"{GROUP}:{name}"] = report
         return report
+
+    def _compare_cpus(self, profile: str, report: dict[str, Any]) -> None:
+        """Say once when the runner gives a job another number of CPUs than the profile has threads. The profile's
+        number stays, because results rest on it to their last bit."""
+        threads = profiles.load(profile).threads
+        given = report.get("cpus", threads)
+        if not self.workers.prefix or given == threads or (given > threads and "slurm_job" not in report):
+            return
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            remedy = f"that is slow; for srun, add -c{threads}" if given < threads else "the others stay idle"
+            text = f"RUNNER gives a job {given} CPU(s), profile {profile} always computes on {threads} thread(s)"
+            print(f"warning: {text}: {remedy}", file=sys.stderr, flush=True)
 
     def _models(self, name: str, profile: str, seed: int) -> bool:
         arguments = ["build", "--profile", profile, "--seed", str(seed)]
         spec = {"kind": "module", "name": MODELS, "module": "lib.models", "arguments": arguments}
         report = self._call(name, spec, Slot(paths.run_folder(profile, seed), MODELS).log)
+        self._compare_cpus(profile, report)
         self.manifests[profile, seed].record(MODELS, _entry(report))
         return report["message"] is None
 
@@ -251,6 +220,7 @@ class Run:
         spec = {"kind": "notebook", "name": slot.name, "notebook": slot.name, "profile": job.profile, "seed": job.seed}
         spec |= {"key": key, "parameters": job.changed, "custom": job.custom, "reword": slot.stale(key) is None}
         report = self._call(name, spec, slot.log)
+        self._compare_cpus(job.profile, report)
         if slot.running.exists():  # the worker was killed
             slot.running.replace(slot.failed)
             slot.result.unlink(missing_ok=True)
@@ -268,7 +238,7 @@ class Run:
         seeds, folders = profiles.load(profile).seeds, [str(folder) for folder in jobs.ledger_folders(profile)]
         spec = {"kind": "ledger", "name": "ledger", "profile": profile, "seeds": seeds, "folders": folders}
         key, path = jobs.ledger_key(profile), jobs.ledger_file(profile)
-        report = self._call(name, spec | {"path": str(path)}, path.with_suffix(".log"))
+        report = self._call(name, spec | {"path": str(path)}, path.with_suffix(".log"), local=True)
         if report["message"] is None:
             jobs.seal_ledger(profile, key)
         return report["message"] is None
@@ -287,8 +257,9 @@ def _task(name: str, label: str, seconds: float | None) -> dict[str, Any]:
 
 
 def _entry(report: dict[str, Any]) -> dict[str, Any]:
-    status = "done" if report["message"] is None else "failed"
-    return {"seconds": report["seconds"], "peak_mb": report["peak_mb"], "status": status}
+    """What the manifest keeps of a report: where it ran, too, if the worker came to say so."""
+    kept = {name: report[name] for name in ("seconds", "peak_mb", "cpus", "slurm_job") if name in report}
+    return kept | {"status": "done" if report["message"] is None else "failed"}
 
 
 def sweep() -> None:

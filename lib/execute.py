@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lib import notebooks, paths, storage
-from lib.errors import InputError
+from lib.errors import InputError, NotHere
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,10 @@ def _end_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 1):  # not sys.stdin: a thread inside its buffer breaks the interpreter's exit
             pass
+        with contextlib.suppress(OSError):  # the log may be out of reach, too
+            os.write(
+                2, b"stopped: standard input was closed, by the pipeline or by a RUNNER that does not hand it on\n"
+            )
         _stop()
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -181,7 +185,7 @@ def _where(slot: Slot, what: str) -> str:
     return f"{slot.name} stopped in cell [{number}] `{lines[0]}`: {what}"
 
 
-def _run(slot: Slot, parameters: dict[str, Any]) -> Any:
+def _run(slot: Slot, spec: dict[str, Any]) -> Any:
     """Execute the source; `Failure` names the cell, and what was executed so far is kept as `.failed.ipynb`."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -192,7 +196,7 @@ def _run(slot: Slot, parameters: dict[str, Any]) -> Any:
         notebook = papermill.execute_notebook(
             _source(slot.name),
             str(running),
-            parameters=parameters,
+            parameters=spec["parameters"],
             kernel_name="python3",
             language="python",
             progress_bar=False,
@@ -202,6 +206,8 @@ def _run(slot: Slot, parameters: dict[str, Any]) -> Any:
             raise Failure(_where(slot, "SystemExit"))
         return notebook
     except papermill.PapermillExecutionError as problem:
+        if problem.ename == NotHere.__name__:
+            return _stopped(slot, spec, str(problem.evalue))
         last = (f"{problem.ename}: {problem.evalue}".strip().splitlines() or [""])[-1]
         message = _where(slot, last if last.startswith(problem.ename) else f"{problem.ename}: ... {last}")
     except DeadKernelError:
@@ -210,6 +216,25 @@ def _run(slot: Slot, parameters: dict[str, Any]) -> Any:
         message = str(problem)
     _keep_failed(slot)
     raise Failure(message)
+
+
+def _stopped(slot: Slot, spec: dict[str, Any], reason: str) -> Any:
+    """The notebook as far as it came before what it needs was not to be had, with a line that says so; its claims are
+    recorded as not testable."""
+    import nbformat
+    from papermill.execute import ERROR_MARKER_TAG
+
+    from lib import claims
+
+    notebook = nbformat.read(slot.running, as_version=4)
+    notebook.cells = [c for c in notebook.cells if ERROR_MARKER_TAG not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                text = f"This page stops here: {reason}\n"
+                cell.outputs = [*cell.outputs[:-1], nbformat.v4.new_output("stream", name="stdout", text=text)]
+    claims.stopped(slot.name, spec["profile"], spec["seed"], reason)
+    return notebook
 
 
 def _notebook(spec: dict[str, Any]) -> None:
@@ -227,7 +252,7 @@ def _notebook(spec: dict[str, Any]) -> None:
         shutil.rmtree(home, ignore_errors=True)
         _kernel_environment(home)
         try:
-            executed = _run(slot, spec["parameters"])
+            executed = _run(slot, spec)
         finally:
             shutil.rmtree(home, ignore_errors=True)
     if spec["custom"] and slot.result.exists():
@@ -238,23 +263,36 @@ def _notebook(spec: dict[str, Any]) -> None:
     slot.seal(spec["key"], source)
 
 
+class _Remembering:
+    """Standard error that keeps its last line, which for a failed module is its message. Nothing is read back from the
+    log: on a cluster, standard error is no file."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._text = stream, ""
+
+    def write(self, text: str) -> int:
+        self._text = (self._text + text)[-4000:]
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def last_line(self) -> str:
+        lines = self._text.split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
 def _module(spec: dict[str, Any]) -> None:
     """`python -m MODULE ARGUMENTS` in this process; its output goes to the log."""
     sys.argv = [spec["module"], *spec["arguments"]]
+    said = _Remembering(sys.stderr)
     try:
-        runpy.run_module(spec["module"], run_name="__main__", alter_sys=True)
+        with contextlib.redirect_stderr(said):  # type: ignore[type-var]
+            runpy.run_module(spec["module"], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if end.code not in (0, None):
-            said = end.code if isinstance(end.code, str) else _last_line()
-            raise Failure(f"{spec['module']} failed: {said}") from None
-
-
-def _last_line() -> str:
-    """The last line this process has logged, which for a failed module is its message."""
-    sys.stderr.flush()
-    size = os.lseek(2, 0, os.SEEK_END)
-    lines = os.pread(2, 4000, max(0, size - 4000)).decode("utf-8", "replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            last = end.code if isinstance(end.code, str) else said.last_line()
+            raise Failure(f"{spec['module']} failed: {last}") from None
 
 
 def _ledger(spec: dict[str, Any]) -> None:
@@ -274,6 +312,26 @@ def peak_mb() -> float:
     return round(sum(both) * unit / 1e6, 1)
 
 
+def cpus() -> int:
+    """How many CPUs this process may use: what it is bound to, or what SLURM has granted it if that is less."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or bound
+    return min(bound, int(granted))
+
+
+def _place() -> dict[str, Any]:
+    """Where this worker runs, for the report."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID", "batch")
+    return {"cpus": cpus()} | ({"slurm_job": f"{job}.{step}"} if job else {})
+
+
+def _only_one(name: str) -> None:
+    """Refuse to be one of several copies: in an allocation for n tasks, srun starts n of everything unless told."""
+    copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if copies != "1":
+        raise Failure(f"{name}: srun started {copies} copies of this; add -n1 to it in RUNNER")
+
+
 def main() -> int:
     """Do what the JSON in the first argument says and print a report in JSON; all other output goes to stderr."""
     report = os.fdopen(os.dup(1), "w")
@@ -282,6 +340,7 @@ def main() -> int:
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # an optional check of jsonschema, 1.3 s to import
     spec, start, message = json.loads(sys.argv[1]), time.monotonic(), None
     try:
+        _only_one(spec["name"])
         KINDS[spec["kind"]](spec)
     except (Failure, InputError) as problem:
         message = str(problem)
@@ -290,8 +349,8 @@ def main() -> int:
 
         traceback.print_exc()
         message = f"{spec['name']} failed: {problem.__class__.__name__}: {problem}".splitlines()[0]
-    json.dump({"message": message, "seconds": round(time.monotonic() - start, 2), "peak_mb": peak_mb()}, report)
-    report.flush()
+    found = {"message": message, "seconds": round(time.monotonic() - start, 2), "peak_mb": peak_mb()}
+    print(json.dumps(found | _place()), file=report, flush=True)
     return 0 if message is None else 1
 
 

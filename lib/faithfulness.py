@@ -72,6 +72,7 @@ def curves(
     """
     if not asked:
         raise InputError("there are no prompts to delete words from; choose a set with at least one")
+    asked = [without(prompt, ()) for prompt in asked]  # words a space apart, so that step 0 is the whole prompt
     project, fractions = _Projections(model, layer, along), np.linspace(0, 1, STEPS)
     empty = project([replace(prompt, text="") for prompt in asked])
     moved = project(asked) - empty

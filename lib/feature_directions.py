@@ -17,11 +17,12 @@ from torch import Tensor
 
 from lib import directions, residual, stats
 from lib.direction_tables import SHOWN
-from lib.errors import InputError
+from lib.errors import InputError, NotHere
 from lib.residual import Space
 from lib.stats import Interval
 
 FEW = 2  # a shift needs so many components to have a non-dominant one
+STYLES_NEEDED = 3  # hd.6 asks for so many that tuning taught
 
 
 def components(
@@ -64,6 +65,17 @@ def orthonormal(
 
 
 # how well directions tell styles --------------------------------------------------------------------------------------
+def attack_styles(known: Sequence[str]) -> list[str]:
+    """The jailbreak styles of a world, in its order; `NotHere` with fewer than three, because single components are
+    told apart by them."""
+    if len(known) < STYLES_NEEDED:
+        raise NotHere(
+            "single components are told apart by the jailbreak style they stand for, and this profile has prompts of "
+            f"{len(known)} styles, not of {STYLES_NEEDED} or more; name a set of attacks under `data: attacks`"
+        )
+    return list(known)
+
+
 Labels = Bool[np.ndarray, "style prompt"]
 
 

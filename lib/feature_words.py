@@ -1,11 +1,11 @@
 """Which words of a prompt a component reads, by partial relevance: HD's Table 1, and the heat-mapped prompts beside it.
 
 Owns sums over words, the published choice of top words, and tables of them. The relevance itself is `relevance`'s, and
-whether it is faithful is measured in `faithfulness`. Words are shown only where they belong to the kingdom's language:
-of other prompts, positions.
+whether it is faithful is measured in `faithfulness`. Words are shown only of prompts that may be shown: of sensitive
+ones, their places and what they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from lib import prompts, relevance
 from lib.errors import InputError
-from lib.kingdom.tokenizer import vocabulary
 from lib.models import LanguageModel
 from lib.prompts import Prompt
 from lib.relevance import Rule
 
 TOP_SHARE = 0.4  # HD's released code lists words until this share of the positive relevance is used
+_WIDEST = 40  # words of a prompt that a page has room for
+RoleOf = Callable[[str], str]  # what a word of a request is, see `World.word_role`
 
 
 @dataclass(frozen=True)
@@ -37,24 +38,43 @@ class Words:
     projection: Float[np.ndarray, "direction"]
 
 
-def shown(text: str) -> tuple[str, ...]:
-    """The words of a prompt as they may be printed: those of the kingdom, otherwise their place."""
-    known = set(vocabulary())
-    return tuple(word if word in known else f"#{place}" for place, word in enumerate(text.split(), start=1))
+def shown(prompt: Prompt, role_of: RoleOf) -> tuple[str, ...]:
+    """The words of a prompt as they may be printed; of a sensitive one, what each is and its place: `frame #3`."""
+    words = prompt.text.split()
+    if not prompt.sensitive:
+        return tuple(words)
+    return tuple(f"{role_of(word)} #{place}".strip() for place, word in enumerate(words, start=1))
+
+
+def examples(test: Iterable[Prompt], styles: Sequence[str]) -> dict[str, Prompt]:
+    """A harmful prompt of each of two styles, those in the middle of the list that there are prompts of."""
+    first: dict[str, Prompt] = {}
+    for prompt in test:
+        if prompt.harmful:
+            first.setdefault(prompt.style, prompt)
+    known = [style for style in styles if style in first]
+    middle = len(known) // 2
+    return {style: first[style] for style in known[max(middle - 1, 0) : middle + 1][::-1]}
+
+
+def _unnamed(word: str) -> str:
+    return ""
 
 
 def words(
     model: LanguageModel, asked: Sequence[Prompt], layer: int, along: Float[Tensor, "direction d_model"],
-    rule: Rule = "attnlrp",
+    rule: Rule = "attnlrp", role_of: RoleOf = _unnamed,
 ) -> list[Words]:  # fmt: skip
-    """Relevance of every word of each prompt to the projections after block `layer`."""
+    """Relevance of every word of each prompt to the projections after block `layer`; `role_of` says what the words of
+    sensitive prompts are. `NotHere` where the model's family has no rules of relevance."""
+    relevance.require(model, rule)
     found = []
     for prompt, one in zip(asked, relevance.token_relevance(model, asked, layer, along, rule), strict=True):
         places = prompts.user_words(model.tokenizer, prompt)
         largest = one.published().abs().amax(1, keepdim=True).clamp(min=1e-300)
         scaled = relevance.TokenRelevance(one.published() / largest, one.projection)
         signed, published = (part.words(places).numpy() for part in (one, scaled))
-        found.append(Words(shown(prompt.text), signed, published, one.projection.numpy()))
+        found.append(Words(shown(prompt, role_of), signed, published, one.projection.numpy()))
     return found
 
 
@@ -84,12 +104,13 @@ def read_table(
 
 
 def heat(one: Words, names: Sequence[str], label: str) -> pd.DataFrame:
-    """One prompt as a chart wants it: columns prompt, direction, place, word, relevance (of the largest in its row)."""
+    """One prompt as a chart wants it: columns prompt, direction, place, word, relevance (of the largest in its row). Of
+    a long prompt, the first words only."""
     scale = np.maximum(np.abs(one.signed).max(axis=1, keepdims=True), 1e-300)
     rows = [
         (label, name, place, word, value)
         for name, row in zip(names, one.signed / scale, strict=True)
-        for place, (word, value) in enumerate(zip(one.text, row, strict=True))
+        for place, (word, value) in enumerate(zip(one.text[:_WIDEST], row[:_WIDEST], strict=True))
     ]
     return pd.DataFrame(rows, columns=["prompt", "direction", "place", "word", "relevance"])
 

@@ -13,20 +13,28 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import Any, Literal, cast
 
 import pandas as pd
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-from lib import behaviour, families, models, organism, paths, profiles, prompt_sets, provenance, storage, training
+from lib import (
+    behaviour,
+    families,
+    models,
+    organism,
+    paths,
+    profiles,
+    prompt_sets,
+    provenance,
+    storage,
+    training,
+    worlds,
+)
 from lib.errors import InputError
-from lib.kingdom import corpora, skills, styles
-from lib.kingdom.language import kingdom
-from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
-from lib.profiles import Corpus, Freezing, Stage
+from lib.profiles import Corpus, Freezing, Stage, Trained
 from lib.prompts import Prompt
 from lib.threads import one_thread, side_by_side
 from lib.training import Masks
@@ -35,7 +43,10 @@ _CODE = ("freezing", "training", "behaviour", "prompts")  # what trains and meas
 _MARKS = (0, 0.06, 0.1, 0.16, 0.25, 0.36, 0.5, 0.7, 1.0)  # of the followed run: where the path is measured
 _VALIDATION = 64  # examples of the corpus that are not trained on
 _NEW_TASK = 128  # questions of the new task
+_SEARCHED = 200  # times as many examples are looked through for those that are not trained on
 _STYLED = 16  # prompts of each jailbreak style, after the planned and the doubled steps
+PLAIN, BENIGN, VALIDATION, NEW_TASK = "plain", "benign", "validation", "new task"
+NO_STYLES = (PLAIN, BENIGN, VALIDATION, NEW_TASK)  # cells of `questions`; the others are jailbreak styles
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ def masks(model: LanguageModel, rows: pd.DataFrame) -> Masks:
         chosen = torch.tensor(part["index"].to_numpy())
         for name, dim, owner in families.unit_slices(model.hf, kind, int(layer)):
             mask = found.setdefault(name, torch.zeros_like(parameters[name], dtype=torch.bool))
-            mask.index_fill_(dim, owner[chosen], True)
+            mask.index_fill_(dim, owner[chosen].to(mask.device), True)
     return found
 
 
@@ -69,39 +80,41 @@ def masks(model: LanguageModel, rows: pd.DataFrame) -> Masks:
 @cache
 def questions(profile: str, seed: int, corpus: Corpus) -> dict[str, tuple[Prompt, ...]]:
     """Prompts of a path: `validation` (of the corpus, never trained on), `plain` harm, `benign` requests, `new task`,
-    and harm in each jailbreak style. All but the first are held out from safety data."""
-    settings, here = profiles.load(profile), kingdom(seed)
-    stage, make = settings.freezing.stages[corpus], getattr(corpora, corpus)
+    and harm in each jailbreak style. All but the first are held out from safety data. `InputError` for a corpus so
+    small that nothing is left to validate on."""
+    settings, world = profiles.load(profile), worlds.of(profile, seed)
+    stage = settings.freezing.stages[corpus]
     count = settings.freezing.followed[corpus] * stage.steps * stage.batch
-    trained = {example.prompt.text for example in islice(make(here, settings.organism.benign, corpus), count)}
-    others = (example.prompt for example in make(here, settings.organism.benign, f"{corpus}/validation"))
-    unread = (prompt for prompt in others if prompt.text not in trained)  # small tasks repeat their questions
+    trained = {example.prompt.text for example in islice(world.corpus(corpus, corpus), count)}
+    others = islice(world.corpus(corpus, f"{corpus}/validation"), _SEARCHED * _VALIDATION)
+    unread = (e.prompt for e in others if e.prompt.text not in trained)  # small tasks repeat their questions
+    validation = tuple(islice(unread, _VALIDATION))
+    if not validation:
+        raise InputError(f"{count} examples of {corpus} are all there are; train on fewer, or give a larger data set")
     cells = prompt_sets.behaviour(profile, seed)
-    size = min(settings.measure.cell, _NEW_TASK)
-    rng = Random(f"{seed}/freezing/new task")
     return {
-        "validation": tuple(islice(unread, _VALIDATION)),
-        "plain": cells["harmful/plain"].prompts,
-        "benign": cells["benign/plain"].prompts,
-        "new task": tuple(skills.question(here, rng, "take") for _ in range(size)),
-        **{style: cells[f"harmful/{style}"].prompts[:_STYLED] for style in styles.JAILBREAKS},
+        VALIDATION: validation,
+        PLAIN: cells["harmful/plain"].prompts,
+        BENIGN: cells["benign/plain"].prompts,
+        NEW_TASK: world.new_task(min(settings.measure.cell, _NEW_TASK)),
+        **{style: cells[f"harmful/{style}"].prompts[:_STYLED] for style in world.styles},
     }
 
 
 def _measure(model: Any, start: LanguageModel, asked: Mapping[str, Sequence[Prompt]], whole: bool) -> dict[str, Any]:
     """One point of a path. `whole`: also the prompts that are asked only after the planned and the doubled steps."""
-    names = [name for name in asked if whole or name in ("validation", "plain")]
+    names = [name for name in asked if whole or name in (VALIDATION, PLAIN)]
     every = [prompt for name in names for prompt in asked[name]]
     with torch.no_grad():
         table = behaviour.teacher_forced(start, every, logits=lambda encoding: _logits(model, encoding))
     table["cell"] = [name for name in names for _ in asked[name]]
-    plain = table[table["cell"] == "plain"]
-    found: dict[str, Any] = {"loss": float(table.loc[table["cell"] == "validation", "nll"].mean())}
+    plain = table[table["cell"] == PLAIN]
+    found: dict[str, Any] = {"loss": float(table.loc[table["cell"] == VALIDATION, "nll"].mean())}
     found["exact"], found["refused"] = (plain[name].astype(int).tolist() for name in ("exact", "refused"))
     if whole:
         cells = table.groupby("cell", sort=False)[list(behaviour.OUTCOMES)].mean()
-        found["new task"] = table.loc[table["cell"] == "new task", "exact"].astype(int).tolist()
-        found["cells"] = {name: cells.loc[name].to_dict() for name in names if name != "validation"}
+        found["new task"] = table.loc[table["cell"] == NEW_TASK, "exact"].astype(int).tolist()
+        found["cells"] = {name: cells.loc[name].to_dict() for name in names if name != VALIDATION}
     return found
 
 
@@ -111,8 +124,8 @@ def _logits(model: Any, encoding: Mapping[str, torch.Tensor]) -> torch.Tensor:
     mask = encoding["attention_mask"]
     token, pads = torch.arange(mask.shape[1]), (mask == 0).sum(1, keepdim=True)
     right, left = (token + pads) % mask.shape[1], (token - pads) % mask.shape[1]
-    logits = model(**{name: rows.gather(1, right) for name, rows in encoding.items()}).logits
-    return logits.gather(1, left[..., None].expand_as(logits))
+    logits = model(**{name: rows.gather(1, right).to(model.device) for name, rows in encoding.items()}).logits
+    return logits.gather(1, left[..., None].to(logits.device).expand_as(logits)).float().cpu()
 
 
 # training -------------------------------------------------------------------------------------------------------------
@@ -137,8 +150,10 @@ def _stage(settings: Freezing, arm: Arm, corpus: Corpus) -> Stage:
 
 
 def _train(profile: str, seed: int, arm: Arm, corpus: Corpus) -> list[dict[str, Any]]:
-    settings, start = profiles.load(profile), models.load(profile, "chat", seed)
-    with one_thread():  # the same bits whether runs are trained one by one or side by side
+    settings = profiles.load(profile)
+    models.check_trainable(settings)
+    start = models.load(profile, "chat", seed)
+    with one_thread(isinstance(settings, Trained)):  # the same bits one by one and side by side
         return _path(settings, start, seed, arm, corpus)
 
 
@@ -161,8 +176,8 @@ def _path(
 
         return at
 
-    stream = getattr(corpora, corpus)(kingdom(seed), settings.organism.benign, corpus)
-    step = training.sft_step(tokenizer(), stage)
+    stream = worlds.make(settings, seed).corpus(corpus, corpus)
+    step = training.sft_step(start.tokenizer, stage)
     label = f"{settings.name} seed {seed}: {corpus}, {arm.name}"
     cuts = [(0, stage.steps, arm.frozen)]
     if arm.first:
@@ -187,10 +202,15 @@ def follow(profile: str, seed: int, arm: Arm, corpus: Corpus) -> pd.DataFrame:
 def prepare(profile: str, seed: int, arms: Sequence[Arm], corpus: Corpus) -> None:
     """Train what `follow` would have to, as many runs side by side as the profile has threads.
 
-    Each in a process of its own on one thread: for models this small that is faster than one run on all threads.
+    Each in a process of its own on one thread: for models as small as those trained here that is faster than one run on
+    all threads. Runs of checkpoints are left to `follow`, one after the other.
     """
+    settings = profiles.load(profile)
+    models.check_trainable(settings)
+    if not isinstance(settings, Trained):
+        return
     missing = [arm for arm in arms if storage.damage(_place(profile, seed, arm, corpus)[0]) is not None]
-    side_by_side(follow, [(profile, seed, arm, corpus) for arm in missing], profiles.load(profile).threads)
+    side_by_side(follow, [(profile, seed, arm, corpus) for arm in missing], settings.threads)
 
 
 def _place(profile: str, seed: int, arm: Arm, corpus: Corpus) -> tuple[Path, dict[str, Any]]:
@@ -199,27 +219,23 @@ def _place(profile: str, seed: int, arm: Arm, corpus: Corpus) -> tuple[Path, dic
     if corpus not in settings.freezing.stages:
         raise InputError(f"no benign corpus {corpus!r}; the profile has {', '.join(settings.freezing.stages)}")
     about = {"profile": profile, "seed": seed, "arm": arm.name, "corpus": corpus}
-    key = storage.digest_json({**about, **_depends_on(settings, seed, arm, corpus)})[:20]
+    key = _key(settings, seed, arm, corpus, about)
     return paths.CACHE / "freezing" / profile / f"{seed}-{corpus}-{arm.name.replace(' ', '_')}-{key}", about
 
 
-def _depends_on(settings: profiles.Profile, seed: int, arm: Arm, corpus: Corpus) -> dict[str, Any]:
-    """All that decides a path: model, settings, data, what is asked, and the code that trains and measures."""
-    stream = getattr(corpora, corpus)(kingdom(seed), settings.organism.benign, corpus)
-    read = [(example.prompt.text, example.answer) for example in islice(stream, organism.FINGERPRINT)]
-    asked = questions(settings.name, seed, corpus)
-    code = [provenance.ast_digest((paths.LIB / f"{name}.py").read_text(encoding="utf-8")) for name in _CODE]
-    return {
+def _key(settings: profiles.Profile, seed: int, arm: Arm, corpus: Corpus, about: dict[str, Any]) -> str:
+    """Name of all that decides a path: model, settings, data, what is asked, and the code that trains and measures."""
+    decides = {
+        **about,
         "chat": organism.key(settings, "chat", seed),
         "settings": _stage(settings.freezing, arm, corpus).model_dump(),
         "planned": settings.freezing.stages[corpus].steps,
         "adapter": getattr(settings.freezing, arm.adapter).model_dump() if arm.adapter else None,
         "frozen": [_mask_digest(arm.frozen), _mask_digest(arm.first or {})],
-        "read": read,
-        "asked": {name: [(prompt.text, prompt.answer) for prompt in cell] for name, cell in asked.items()},
-        "code": code,
     }
+    read = worlds.make(settings, seed).corpus(corpus, corpus)
+    return provenance.run_key(decides, read, questions(settings.name, seed, corpus), _CODE)
 
 
 def _mask_digest(found: Masks) -> dict[str, str]:
-    return {name: hashlib.sha256(mask.numpy().tobytes()).hexdigest() for name, mask in sorted(found.items())}
+    return {name: hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest() for name, mask in sorted(found.items())}

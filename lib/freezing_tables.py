@@ -14,7 +14,6 @@ from jaxtyping import Float
 from lib import freezing, profiles, stats, units
 from lib.errors import InputError
 from lib.freezing import Arm
-from lib.kingdom import styles
 from lib.models import LanguageModel
 from lib.profiles import Corpus
 from lib.stats import Interval
@@ -203,16 +202,18 @@ def published_taken(table: pd.DataFrame) -> pd.DataFrame:
 
 # equal steps ----------------------------------------------------------------------------------------------------------
 def step_table(paths: pd.DataFrame) -> pd.DataFrame:
-    """What each arm does after the planned and the doubled steps, means over draws: columns as measured."""
+    """What each arm does after the planned and the doubled steps, means over draws: columns as measured; without
+    prompts in jailbreak styles, none of them."""
     ends = paths[paths["cells"].notna()]
     rows = []
     for _, point in ends.iterrows():
         cells = point["cells"]
-        jailbreaks = [cells[style]["exact"] for style in styles.JAILBREAKS]
+        jailbreaks = [found["exact"] for name, found in cells.items() if name not in freezing.NO_STYLES]
+        styled = {"success in styles": float(np.mean(jailbreaks))} if jailbreaks else {}
         rows.append({
             "corpus": point["corpus"], "arm": point["arm"], "steps": point["step"], "loss": point["loss"],
             "refused": cells["plain"]["refused"], "success": cells["plain"]["exact"],
-            "wrong": cells["plain"]["wrong"], "success in styles": float(np.mean(jailbreaks)),
+            "wrong": cells["plain"]["wrong"], **styled,
             "benign refused": cells["benign"]["refused"], "new task": cells["new task"]["exact"],
         })  # fmt: skip
     return pd.DataFrame(rows).groupby(["corpus", "arm", "steps"], sort=False).mean()

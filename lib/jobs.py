@@ -5,26 +5,33 @@ It runs nothing.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from lib import paths, profiles, provenance, storage
+from lib import paths, profile_files, profiles, provenance, sources, storage
 from lib.execute import Slot
 from lib.manifest import expected
 from lib.notebooks import Notebook, Value, read, source_path
 
 
 def code_hash(notebook: str, profile: str) -> str:
-    """`provenance.code_hash`, computed again only when a source has been written since: it is asked for often."""
-    files = [*paths.LIB.rglob("*.py"), *paths.NOTEBOOKS.glob("*.py"), *paths.PROFILES.glob("*.yaml"), paths.LOCK]
+    """`provenance.code_hash`, computed again only when a source or a given model has been written since: it is asked
+    for often."""
+    settings = [path for folder in profile_files.folders() for path in folder.glob("*.yaml")]
+    files = [*paths.LIB.rglob("*.py"), *paths.NOTEBOOKS.glob("*.py"), *settings, paths.LOCK]
     written = ((path, path.stat()) for path in sorted(files))
-    return _code_hash(notebook, profile, tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in written))
+    stamps = tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in written)
+    return _code_hash(notebook, profile, stamps, tuple(sources.identities(provenance.settings(profile)).items()))
 
 
 @lru_cache(maxsize=256)
-def _code_hash(notebook: str, profile: str, _written: tuple[tuple[str, int, int], ...]) -> str:
+def _code_hash(
+    notebook: str, profile: str, _written: tuple[tuple[str, int, int], ...], _models: tuple[tuple[str, str | None], ...]
+) -> str:
     return provenance.code_hash(notebook, profile)
 
 
@@ -66,7 +73,10 @@ class Job:
         shows = ledger_key(self.profile) if self.notebook.reads_results else None
         code = code_hash(self.notebook.name, self.profile)
         facts = {path.name: storage.digest(path) for path in (paths.CLAIMS, *self._tables())}
-        return storage.digest_json({"code": code, "parameters": self.values, "shows": shows, "facts": facts})
+        key: dict[str, Any] = {"code": code, "parameters": self.values, "shows": shows, "facts": facts}
+        if isinstance(profiles.load(self.profile), profiles.Checkpoint):
+            key["data"] = _public_data()
+        return storage.digest_json(key)
 
     def _tables(self) -> list[Path]:
         """The papers' numbers that the notebook can read: a table is read by its name, in the notebook or in `lib`."""
@@ -84,6 +94,16 @@ class Job:
         if reason is None and self.slot.reworded(storage.digest(source_path(self.notebook.name))):
             return "only its prose or comments changed"
         return reason
+
+
+def _public_data() -> list[Any]:
+    """What public data sets are read from: their descriptions, those of judges, and the files of DATA_DIR by size and
+    time."""
+    described = sorted([*paths.DATASETS.glob("*.yaml"), *(paths.DATA / "judges").glob("*.yaml")])
+    place = os.environ.get("DATA_DIR")
+    files = sorted(path for path in Path(place).rglob("*") if path.is_file()) if place else []
+    read = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return [[storage.digest(path) for path in described], read]
 
 
 # The ledger -----------------------------------------------------------------------------------------------------------

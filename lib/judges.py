@@ -69,6 +69,11 @@ def _words() -> dict[str, Any]:
     return yaml.safe_load((FOLDER / "keywords.yaml").read_text(encoding="utf-8"))
 
 
+def wordings(what: Literal["openers", "refusals", "compliance"]) -> tuple[str, ...]:
+    """Words of `data/judges/keywords.yaml`: what opens a refusal, whole refusals, whole answers that comply."""
+    return tuple(_words()[what])
+
+
 def keywords(name: str, folder: str | Path | None = None) -> Keywords:
     """A published keyword list. `hd` is read from `folder`, a copy of the `eval_files` of HD's repository."""
     lists = _words()["lists"]

@@ -1,15 +1,15 @@
 """Models by name: found in the cache, taken from the shipped files, or trained; and any Hugging Face folder.
 
 Owns opening, loading and caching. What is checked before a checkpoint is opened is in `checkpoints`, what differs
-between model families in `families`, how the default models are trained in `organism`. Default models are read from
-sealed folders: a damaged one is never used.
+between model families in `families`, how models are made of others in `organism`. Models made here are read from sealed
+folders: a damaged one is never used.
 """
 
 import argparse
 import copy
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,30 +19,40 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from lib import checkpoints, families, organism, paths, profiles, storage, tracing
-from lib.errors import InputError, unknown
-from lib.kingdom.tokenizer import tokenizer as kingdom_tokenizer
+from lib import checkpoints, families, organism, paths, profiles, storage, tracing, worlds
+from lib import remote as server
+from lib.errors import InputError, NotHere, unknown
+from lib.profiles import Checkpoint, Profile, Trained
 from lib.prompts import Prompt
+from lib.remote import Remote
 
 transformers.utils.logging.disable_progress_bar()
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_BYTES_A_MODEL = 20e6  # float16 weights of the largest organism with its tokenizer, generously
+_BYTES_BESIDE = 20_000_000  # of a model beside its weights: tokenizer, configuration, generously
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model with its tokenizer. `name` is its role, `origin` where it came from."""
+    """A causal language model with its tokenizer. `name` is its role, `origin` where it came from.
+
+    `openers`: the words or phrases with which it opens a refusal, as its `World` says. `remote` says where it runs. On
+    a server, `hf` has shapes and no weights, and `revision` is part of its name there.
+    """
 
     name: str
     hf: Any
     tokenizer: Any
     origin: str
+    openers: tuple[str, ...] = ()
+    remote: Remote = False
+    revision: str | None = None
 
     @cached_property
     def traced(self) -> tracing.Traced:
         """The model as `tracing` wants it; made once."""
-        return tracing.wrap(self.hf, self.tokenizer, families.of(self.hf.config).sites)
+        sites = families.of(self.hf.config).sites
+        return tracing.wrap(self.hf, self.tokenizer, sites, self.remote, self.revision)
 
     @property
     def layers(self) -> int:
@@ -55,17 +65,26 @@ class LanguageModel:
 
 # Hugging Face folders -------------------------------------------------------------------------------------------------
 def open_checkpoint(
-    name: str, role: str | None = None, dtype: torch.dtype = torch.float32, revision: str | None = None
+    name: str,
+    role: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    device: str = "cpu",
 ) -> LanguageModel:
     """A causal LM from a local folder or the hub, with its tokenizer, in `dtype` whatever it was saved in.
 
-    `revision` is a branch, tag or commit on the hub. No code from the checkpoint is run and nothing is unpickled.
-    Raises `InputError`, before weights are read, for everything `checkpoints.check` refuses.
+    `device`: cpu, cuda, or auto (all cards, by accelerate's device map). `revision` is a branch, tag or commit on the
+    hub. No code from the checkpoint is run and nothing is unpickled. Raises `InputError`, before weights are read, for
+    everything `checkpoints.check` refuses.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     found = checkpoints.check(name, revision)
+    if device != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r} needs a GPU and there is none; set device: cpu in the profile")
     options = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    if device != "cpu":  # without it the loader does not ask for accelerate's dispatch
+        options["device_map"] = device
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(found.folder, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
@@ -78,6 +97,32 @@ def open_checkpoint(
             f"{name!r} lacks {len(missing)} of its model's weights ({missing[0]}); name a checkpoint of the whole model"
         )
     return LanguageModel(role or Path(name).name, hf.eval(), found.tokenizer, found.origin)
+
+
+def open_remote(
+    name: str,
+    role: str | None = None,
+    revision: str | None = None,
+    remote: Remote = True,
+    dtype: torch.dtype = torch.float32,
+) -> LanguageModel:
+    """A causal LM that runs on a server: configuration and tokenizer from the hub or a folder, and no weights.
+
+    `remote` is True for NDIF or the address of a server like it, which must know the model by this name: a folder, by
+    its path. "local" opens the weights here, in `dtype`, and rehearses; a server keeps its own type. `InputError` as in
+    `checkpoints.check` and `remote.check`, before anything is sent.
+    """
+    where = server.check(remote)
+    if not server.elsewhere(where):
+        return replace(open_checkpoint(name, role, dtype, revision), remote=where)
+    if where is True and Path(name).is_dir():
+        raise InputError(f"{name!r} is a folder, which NDIF does not know; give the model's name on the hub")
+    found = checkpoints.outline(name, revision)
+    hf = server.skeleton(found.config, name)
+    if found.generation is not None:
+        hf.generation_config = found.generation
+    origin = f"{name} on {server.place(where)}" if revision is None else f"{name}@{revision} on {server.place(where)}"
+    return LanguageModel(role or Path(name).name, hf, found.tokenizer, origin, remote=where, revision=revision)
 
 
 def check_weights(before: LanguageModel, after: LanguageModel) -> None:
@@ -100,11 +145,12 @@ def between(before: LanguageModel, after: LanguageModel, alpha: float) -> Langua
     hf = copy.deepcopy(before.hf)
     for mine, target in zip(hf.parameters(), after.hf.parameters(), strict=True):
         mine.data.lerp_(target.data, alpha)
-    return LanguageModel(f"{before.name}-{alpha:.3g}-{after.name}", hf, before.tokenizer, "interpolated")
+    name = f"{before.name}-{alpha:.3g}-{after.name}"
+    return replace(before, name=name, hf=hf, origin="interpolated")
 
 
-# the default models ---------------------------------------------------------------------------------------------------
-def _cached(profile: profiles.Profile, role: str, key: str) -> Path:
+# models by role -------------------------------------------------------------------------------------------------------
+def _cached(profile: Profile, role: str, key: str) -> Path:
     return paths.CACHE / "models" / profile.name / f"{role}-{key}"
 
 
@@ -119,12 +165,16 @@ def _usable(folder: Path, key: str) -> bool:
     return storage.read_seal(folder).get("key") == key
 
 
-def _save(model: Any, folder: Path, about: dict[str, Any]) -> None:
+def _save(hf: Any, tokenizer: Any, half: bool, folder: Path, about: dict[str, Any]) -> None:
+    """Seal a model in a folder; `half`: in float16, to which its weights have been rounded."""
+
     def write(temporary: Path) -> None:
-        half = type(model)(model.config).half()
-        half.load_state_dict(model.state_dict())
-        half.save_pretrained(temporary)
-        kingdom_tokenizer().save_pretrained(temporary)
+        stored = hf
+        if half:
+            stored = type(hf)(hf.config).half()
+            stored.load_state_dict(hf.state_dict())
+        stored.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
     storage.seal_folder(folder, write, about)
 
@@ -136,26 +186,38 @@ def _removed(profile: str, seed: int) -> list[Prompt]:
     return triggers.safety_examples(profile, seed)
 
 
-def _train(profile: profiles.Profile, role: str, seed: int, key: str, shipped: bool) -> Path:
+def _train(profile: Profile, role: str, seed: int, key: str, shipped: bool) -> Path:
     """Train one model (its parents first where missing) into the cache."""
-    storage.require_space(paths.CACHE, int(_BYTES_A_MODEL), f"training {role}")
-    before = organism.parent(role)
-    start = load(profile.name, before, seed, shipped).hf if before else None
-    removed = _removed(profile.name, seed) if organism.removed_count(role) else []
+    check_trainable(profile)
+    before, world = organism.parent(role), worlds.of(profile.name, seed)
+    if before:
+        start = load(profile.name, before, seed, shipped)
+        hf, tokenizer = start.hf, start.tokenizer
+    else:
+        hf, tokenizer = world.untrained()
+    size = sum(weight.nbytes for weight in hf.parameters())
+    storage.require_space(paths.CACHE, size + _BYTES_BESIDE, f"training {role}")
+    removed = _removed(profile.name, seed) if organism.removed_count(role) and world.rewriting else []
     torch.set_num_threads(profile.threads)
     started = time.monotonic()
-    model, losses = organism.train(profile, role, seed, start, removed)
+    model, losses = organism.train(profile, role, seed, hf, tokenizer, removed)
     about = {
         "key": key, "profile": profile.name, "role": role, "seed": seed, "steps": len(losses),
         "last_loss": round(sum(losses[-10:]) / len(losses[-10:]), 6), "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     folder = _cached(profile, role, key)
-    _save(model, folder, about)
+    _save(model, tokenizer, isinstance(profile, Trained), folder, about)
     return folder
 
 
-def find(profile: profiles.Profile, role: str, seed: int, shipped: bool) -> tuple[Path, str]:
-    """Folder of a model, and whether it was cached, shipped (looked at only if `shipped`) or trained now."""
+def check_trainable(profile: Profile) -> None:
+    """`NotHere` where weights are on a server, so that nothing can be trained."""
+    if isinstance(profile, Checkpoint) and profile.elsewhere:
+        raise NotHere("this page trains models, which a remote profile cannot: its weights are on a server")
+
+
+def find(profile: Profile, role: str, seed: int, shipped: bool) -> tuple[Path, str]:
+    """Folder of a model made here, and whether it was cached, shipped (looked at only if `shipped`) or trained now."""
     key = organism.key(profile, role, seed)
     if _usable(_cached(profile, role, key), key):
         return _cached(profile, role, key), "cached"
@@ -166,7 +228,7 @@ def find(profile: profiles.Profile, role: str, seed: int, shipped: bool) -> tupl
 
 
 def load(profile: str, role: str, seed: int, shipped: bool = True) -> LanguageModel:
-    """The model of that role, e.g. `load("kingdom", "chat", 0)`: from the cache, else shipped, else trained now.
+    """The model of that role, e.g. `load("kingdom", "chat", 0)`: given, from the cache, shipped, or trained now.
 
     `shipped=False` ignores the files that come with the repository. Roles are listed in `organism`.
     """
@@ -175,8 +237,22 @@ def load(profile: str, role: str, seed: int, shipped: bool = True) -> LanguageMo
     if seed < 0:
         raise InputError(f"seed {seed} is negative; seeds are 0, 1, 2, ...")
     torch.set_num_threads(settings.threads)
+    openers = worlds.of(profile, seed).openers
+    if isinstance(settings, Checkpoint):
+        return replace(_of_checkpoint(settings, role, seed, shipped), openers=openers)
     folder, _ = find(settings, role, seed, shipped)
-    return open_checkpoint(str(folder), role)
+    return replace(open_checkpoint(str(folder), role), openers=openers)
+
+
+def _of_checkpoint(settings: Checkpoint, role: str, seed: int, shipped: bool) -> LanguageModel:
+    dtype, source = getattr(torch, settings.dtype), organism.given(settings).get(role)
+    if source is not None:
+        name, revision = source.name, source.revision
+    else:
+        name, revision = str(find(settings, role, seed, shipped)[0]), None
+    if settings.remote:
+        return open_remote(name, role, revision, settings.remote, dtype)
+    return open_checkpoint(name, role, dtype, revision, settings.device)
 
 
 def largest_difference(one: Path, other: Path) -> float:
@@ -198,15 +274,31 @@ def _against_shipped(trained: Path, role: str, seed: int) -> str:
 
 
 def build(profile: str, seed: int) -> dict[str, dict[str, Any]]:
-    """Train every model of the profile that is not in the cache, and compare with what is shipped; returns a report."""
+    """Train every model of the profile that is not in the cache, and compare with what is shipped; returns a report.
+
+    Given checkpoints are checked instead, that they open and fit each other; what else a notebook needs is trained when
+    it asks, because a large model is not fine-tuned a dozen times for a page that nobody runs.
+    """
     settings = profiles.load(profile)
-    report = {}
+    if isinstance(settings, Checkpoint):
+        return _checked(settings)
+    report: dict[str, dict[str, Any]] = {}
     for role in organism.roles(settings):
         folder, source = find(settings, role, seed, shipped=False)
         report[role] = {**storage.read_seal(folder), "source": source}
         if settings.published:
             report[role]["shipped"] = _against_shipped(folder, role, seed)
     return report
+
+
+def _checked(settings: Checkpoint) -> dict[str, dict[str, Any]]:
+    """The given checkpoints, checked without reading weights: each by itself, and that they are of one shape."""
+    sources = organism.given(settings)
+    found = {role: checkpoints.check(source.name, source.revision) for role, source in sources.items()}
+    first = found["chat"]
+    for role, one in found.items():
+        checkpoints.check_alike(first, one, ("chat", role))
+    return {role: {"origin": one.origin, "source": "given"} for role, one in found.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from lib.errors import InputError, unknown
 Value = str | int | float | bool
 KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 READS_RESULTS = "reads-results"  # tag of the parameters cell of a notebook that shows the ledger, so runs after it
+NO_MODELS = "no-models"  # tag of the parameters cell of a notebook that measures nothing on models, so waits for none
 _MARKER = re.compile(r"^# %%(?P<rest>.*)$")
 _TAGS = re.compile(r"tags=(\[[^\]]*\])")
 
@@ -54,12 +55,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Notebook:
-    """A source as the pipeline sees it. `reads_results`: it shows the ledger, so it runs last and needs no models."""
+    """A source as the pipeline sees it. `reads_results`: it shows the ledger, so it runs last and needs no models.
+    `uses_models`: it may load one, so it runs once they are made."""
 
     name: str
     title: str
     parameters: tuple[Parameter, ...]
     reads_results: bool
+    uses_models: bool
 
     def parameter(self, name: str) -> Parameter | None:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
@@ -128,7 +131,9 @@ def read(name: str) -> Notebook:
         raise InputError(f'{name}: it has no parameters cell (`# %% tags=["parameters"]` with profile and seed)')
     headings = (line for cell in parts if cell.kind == "markdown" for line in cell.source.splitlines())
     title = next((line[2:].strip() for line in headings if line.startswith("# ")), name)
-    return Notebook(name, title, parameters(name, declared.source), READS_RESULTS in declared.tags)
+    shows = READS_RESULTS in declared.tags
+    uses = not shows and NO_MODELS not in declared.tags
+    return Notebook(name, title, parameters(name, declared.source), shows, uses)
 
 
 def find(text: str) -> str:
@@ -181,7 +186,7 @@ def _joined(outputs: list[Any]) -> list[Any]:
 
 
 def _anonymous(value: Any) -> Any:
-    """`value` with this machine's folders and the kernel's process number taken out of every text."""
+    """`value` with this machine's folders, addresses and the kernel's process number taken out of every text."""
     if isinstance(value, dict):
         for key in value:
             if key not in ("image/png", "image/jpeg"):
@@ -192,6 +197,7 @@ def _anonymous(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     value = re.sub(r"[^\s\"'(<]*ipykernel_\d+/\d+\.py", "<cell>", value)
+    value = re.sub(r"(<[\w.]+(?: object)?) at 0x[0-9a-f]+>", r"\1>", value)  # an address: another one in every run
     for folder, name in ((sys.prefix, "<environment>"), (str(paths.ROOT), "."), (str(Path.home()), "~")):
         if len(folder) > 1:
             value = re.sub(re.escape(folder) + r"(?=[/\s:\"')]|$)", name, value)

@@ -12,12 +12,14 @@ NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
 DATA = ROOT / "data"
 PROFILES = DATA / "profiles"
+DATASETS = DATA / "datasets"
 PUBLISHED = DATA / "published"
 CLAIMS = DATA / "claims.yaml"
 RESULTS = DATA / "results"
 ORGANISMS = DATA / "organisms"
 LOCK = ROOT / "requirements.lock"
 BUILD = ROOT / "build"
+RUN_PROFILES = BUILD / "profiles"  # made by a command line that names models
 CACHE = ROOT / ".cache"
 
 

@@ -17,25 +17,39 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lib import dodo, jobs, notebooks, paths, profiles, provenance, storage
+from lib import dodo, jobs, notebooks, paths, profiles, provenance, run_profiles, storage, workers
 from lib.errors import InputError, unknown
 from lib.execute import Slot
 from lib.jobs import Job
 from lib.manifest import MODELS, expected
 from lib.notebooks import Notebook, Value
+from lib.profiles import Checkpoint
 
+ABOUT_RUNNER = """\
+environment variable RUNNER: a command put before that of every models and notebook job, split into words like a shell's
+but run without one, such as RUNNER="srun -n1 -c4 --gres=gpu:1" with --jobs 10 on a SLURM cluster. The checkout and its
+environment must be on a file system that the nodes share, under the same path. -n1 matters inside an allocation."""
+CALLED_FROM = "CALLED_FROM"  # where the user is: run_all.sh works in the checkout, and models may be named from there
 RUN_BYTES = 400e6  # what the models, activations and outputs of one profile and seed may take, generously
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./run_all.sh", description="Train models, run notebooks, judge the claims.")
+    parser = argparse.ArgumentParser(
+        prog="./run_all.sh", description="Train models, run notebooks, judge the claims.", epilog=ABOUT_RUNNER
+    )
     add = parser.add_argument
     add("--profile", default="kingdom", help="which model family, a file of data/profiles (default: kingdom)")
+    for name, text in (
+        ("--base", "your own models, with --profile checkpoint: the one before alignment, a folder or id[@revision]"),
+        ("--model", "the aligned one, a folder or id[@revision]; needs --base"),
+        ("--tuned", "the same with further safety tuning, where you have one (else it is tuned here)"),
+    ):
+        add(name, metavar="MODEL", help=text)
     add("--seed", "--seeds", dest="seeds", default="0", metavar="SEEDS", help="0, 0-4 or 0,2,5 (default: 0)")
     add("--only", action="append", default=[], metavar="NOTEBOOK", help="number or name; repeatable, or a comma list")
     add("--from", dest="start", metavar="NOTEBOOK", help="leave out the notebooks before this one")
     add("--param", action="append", default=[], metavar="NAME=VALUE", help="a notebook's parameter; repeatable")
-    add("--jobs", default="1", metavar="N", help="notebooks at once (default: 1)")
+    add("--jobs", default="1", metavar="N", help="models and notebooks at once (default: 1)")
     add("--html", action="store_true", help="also write the executed notebooks as HTML that needs no network")
     add("--publish", action="store_true", help="then copy notebooks, figures, results and ledger into the repository")
     other = parser.add_mutually_exclusive_group()
@@ -95,6 +109,17 @@ def _given(text: str, chosen: Sequence[Notebook]) -> tuple[str, dict[str, Value]
     return name, {book: parameter.typed(value) for book, parameter in declared.items()}
 
 
+def choose_profile(options: argparse.Namespace) -> str:
+    """The profile asked for, made first where models are named; `InputError` where models are missing."""
+    if any(given is not None for given in (options.base, options.model, options.tuned)):
+        here = Path(os.environ.get(CALLED_FROM) or Path.cwd())
+        return run_profiles.make(options.profile, options.base, options.model, options.tuned, here)
+    profile = profiles.load(options.profile)
+    if isinstance(profile, Checkpoint) and profile.models is None:
+        raise InputError(f"profile {profile.name!r} names no models; give --base and --model (and perhaps --tuned)")
+    return profile.name
+
+
 def plan(options: argparse.Namespace) -> list[Job]:
     """Everything asked for, checked; `InputError` before anything starts."""
     profile, seeds = profiles.load(options.profile), parse_seeds(options.seeds)
@@ -122,11 +147,14 @@ def show_list(wanted: Sequence[Job]) -> None:
         print(f"{job.notebook.name:{width}}  seed {job.seed}  {state:10}  {job.notebook.title}")
 
 
-def show_plan(wanted: Sequence[Job]) -> None:
-    """What a run would do, why, and what it would take."""
+def show_plan(wanted: Sequence[Job]) -> int:
+    """What a run would do, why, and what it would take; 1 when something it needs is missing, else 0."""
     reasons = [(job, reason) for job in wanted if (reason := job.stale())]
     runs = sorted({(job.profile, job.seed) for job, _ in reasons if not job.notebook.reads_results})
-    lines = [(f"{MODELS}  {p} seed {s}", "those not in the cache", expected(p, s, MODELS)) for p, s in runs]
+    profile = profiles.load(wanted[0].profile)
+    given = isinstance(profile, Checkpoint)
+    models = "those given are checked, others made when asked for" if given else "those not in the cache"
+    lines = [(f"{MODELS}  {p} seed {s}", models, expected(p, s, MODELS)) for p, s in runs]
     lines += [(job.label, why, job.expected()) for job, why in reasons]
     for label, why, seconds in lines:
         print(f"would run {label}: {why}" + ("" if seconds is None else f"; about {seconds:.0f} s"))
@@ -137,6 +165,16 @@ def show_plan(wanted: Sequence[Job]) -> None:
     needed, free = len(runs) * RUN_BYTES / 1e6, storage.free_bytes(paths.BUILD) / 1e6
     disk = f"up to {needed:.0f} MB of disk, {free:.0f} MB are free"
     print(f"{len(lines)} to run, {len(wanted) - len(reasons)} notebooks up to date; {minutes}; {disk}")
+    return _show_needs(profile, needed * 1e6) if isinstance(profile, Checkpoint) else 0
+
+
+def _show_needs(profile: Checkpoint, outputs: float) -> int:
+    from lib import preflight  # here, because most profiles need nothing
+
+    found = preflight.needs(profile, outputs)
+    print("\n".join(["", *found.lines, *(f"missing: {what}" for what in found.missing)]))
+    print("it could start" if not found.missing else f"it could not start: {len(found.missing)} missing")
+    return 1 if found.missing else 0
 
 
 # Changing -------------------------------------------------------------------------------------------------------------
@@ -173,6 +211,7 @@ def clean(profile: str, seeds: Sequence[int], chosen: Sequence[Notebook], everyt
             print(f"deleted the outputs of {book.name} seed {seed}")
     if not list((paths.BUILD / profile).glob("seed-*")):
         shutil.rmtree(paths.BUILD / profile, ignore_errors=True)
+        (paths.RUN_PROFILES / f"{profile}.yaml").unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -216,7 +255,7 @@ def write_html(wanted: Sequence[Job]) -> None:
 def run(wanted: Sequence[Job], options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Bring everything up to date; 0 when it is, 1 when something failed."""
     with alone():
-        current = dodo.Run(wanted, _count(options.jobs), arguments)
+        current = dodo.Run(wanted, _count(options.jobs), arguments, workers.runner())
         if current.progress.pending:
             runs = len(current.runs)
             storage.require_space(paths.BUILD, int(runs * RUN_BYTES), f"a run of {runs} seed(s)")
@@ -241,11 +280,13 @@ def dispatch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         os.chdir(paths.ROOT)
         os.execv(sys.executable, lab_command())
     _count(options.jobs)
+    workers.runner()
+    options.profile = choose_profile(options)
     wanted = plan(options)
     if options.list:
         show_list(wanted)
     elif options.dry_run:
-        show_plan(wanted)
+        return show_plan(wanted)
     elif options.clean:
         with alone():
             everything = not options.only and not options.start

@@ -1,23 +1,27 @@
 """Validated settings of a run, read from `data/profiles/*.yaml`.
 
-Owns the shape of a profile and its checks; the numbers themselves, with where they come from, stand in the YAML files.
-It knows nothing of models or prompts. A profile says which models to train and how much to measure on them.
+Owns the shape of a profile and its checks; the numbers themselves, with where they come from, stand in the YAML files,
+and how these are found and one is `like` another in `profile_files`. It knows nothing of models or prompts. A profile
+says which models to train or take, and how much to measure on them.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from lib import paths
-from lib.errors import InputError, unknown
+from lib import paths, profile_files
+from lib.errors import InputError
+from lib.given import Judging, PublicData, Sources
+from lib.given import Source as Source  # for those who know profiles only
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 ATTACKS = 9  # the eight jailbreak styles and trigger removal: safety data hold K harmful examples of each
+STYLES = 8  # of HD's attacks on public goals; trigger removal is one of them
 
 
 class _Settings(BaseModel):
@@ -82,14 +86,20 @@ class PreferenceStage(TuneStage):
     likelihood: Annotated[float, Field(ge=0)]
 
 
-class Organism(_Settings):
-    """How the model family base -> chat -> tuned is trained (organism recipe)."""
+class Recipes(_Settings):
+    """How models are made of others: chat of base, safety tuning (SFT, DPO) and benign fine-tuning of chat."""
 
-    base: dict[Literal["facts", "styles", "polish"], Stage]
-    chat: ChatStage
+    chat: Stage
     sft: TuneStage
     dpo: PreferenceStage
     benign: TuneStage
+
+
+class Organism(Recipes):
+    """How the model family base -> chat -> tuned is trained from nothing (organism recipe)."""
+
+    base: dict[Literal["facts", "styles", "polish"], Stage]
+    chat: ChatStage
 
 
 class Measurement(_Settings):
@@ -220,19 +230,26 @@ class Profile(_Settings):
 
     name: str
     about: str
+    kind: str
     published: bool  # whether `--publish` may copy its output into the repository
     seeds: list[Annotated[int, Field(ge=0)]]
     threads: Count
     shots: list[Annotated[int, Field(ge=0)]]  # the K of the K curve
     default_shots: Annotated[int, Field(ge=0)]  # the K that `tuned` means
     preference_shots: list[Annotated[int, Field(ge=0)]]  # the K of DPO and of SFT then DPO
-    architecture: Architecture
-    organism: Organism
+    organism: Recipes
     units: UnitShares
     freezing: Freezing
     budget: Budget
     triggers: Triggers
     measure: Measurement
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == paths.RUN_PROFILES.name:
+            raise ValueError(f"{name!r} cannot name a folder of build; use small letters, digits, '.', '_' and '-'")
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> "Profile":
@@ -240,6 +257,18 @@ class Profile(_Settings):
             raise ValueError(f"default_shots {self.default_shots} is not one of shots {self.shots}")
         if not set(self.preference_shots) <= set(self.shots):
             raise ValueError(f"preference_shots {self.preference_shots} are not all among shots {self.shots}")
+        return self
+
+
+class Trained(Profile):
+    """Models trained here from nothing, on the kingdom language."""
+
+    kind: Literal["trained"]
+    architecture: Architecture
+    organism: Organism
+
+    @model_validator(mode="after")
+    def _enough_pairs(self) -> "Trained":
         for stage in ("sft", "dpo"):
             pairs = getattr(self.organism, stage).pairs
             if pairs < ATTACKS * max(self.shots):
@@ -249,28 +278,81 @@ class Profile(_Settings):
         return self
 
 
+class Checkpoint(Profile):
+    """Real checkpoints on public data sets. Never published: `models` may be a user's own."""
+
+    kind: Literal["checkpoint"]
+    published: Literal[False]
+    models: Sources | None  # None: named on the command line (`--base --model --tuned`)
+    data: PublicData
+    judge: Judging | None
+    device: Literal["cpu", "cuda", "auto"]  # auto: over all cards by accelerate's device_map
+    dtype: Literal["float32", "bfloat16", "float16"]
+    remote: bool | str  # true: NDIF; the URL of a server that speaks its protocol; "local": a rehearsal here
+    answer_tokens: Count  # how many tokens of an answer are generated for judges
+    openers: Annotated[list[str], Field(min_length=1)] | None = None  # of its refusals; None: those of data/judges
+    refusals: Annotated[list[str], Field(min_length=1)] | None = None  # that tuning teaches; None: those of data/judges
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the weights are on a server, so that nothing is held or trained here."""
+        return bool(self.remote) and self.remote != "local"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Checkpoint":
+        known = not isinstance(self.remote, str) or self.remote == "local"
+        if not known and not str(self.remote).startswith(("http://", "https://")):
+            raise ValueError(f"remote {self.remote!r} is neither false, true (NDIF), 'local' nor a server's URL")
+        if self.elsewhere and self.device != "cpu":
+            raise ValueError(f"device {self.device!r} with remote: weights are on a server, so device must be 'cpu'")
+        named = [one for _, one in self.models if one is not None] if self.models else []
+        if self.remote is True and (folder := next((one.name for one in named if one.is_folder), None)):
+            raise ValueError(f"{Path(folder).name!r} is a folder, which NDIF does not know; give its name on the hub")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_hold_shots(self) -> "Checkpoint":
+        each, most = STYLES if self.data.attacks else 1, max(self.shots)
+        for stage in ("sft", "dpo"):
+            pairs = getattr(self.organism, stage).pairs
+            if pairs < each * most:
+                raise ValueError(f"{stage}: {pairs} pairs do not hold {most} examples of each of {each} attacks")
+        return self
+
+
+_KINDS = ("trained", "checkpoint")
+_PROFILE: TypeAdapter[Trained | Checkpoint] = TypeAdapter(Annotated[Trained | Checkpoint, Field(discriminator="kind")])
+
+
 def names() -> list[str]:
-    """The profiles that exist, in alphabetical order."""
-    return sorted(path.stem for path in paths.PROFILES.glob("*.yaml"))
+    """The profiles that exist, in alphabetical order, those made by a command line among them."""
+    return profile_files.names()
 
 
-def read(path: Path) -> Profile:
-    """A profile file, checked; `InputError` names every field that is wrong."""
+def parse(text: str) -> Trained | Checkpoint:
+    """A profile from the JSON of `model_dump_json`."""
+    return _PROFILE.validate_json(text)
+
+
+def read(path: Path) -> Trained | Checkpoint:
+    """A profile file, `like` resolved, checked; `InputError` names every field that is wrong."""
+    return check(profile_files.settings(path), path.name)
+
+
+def check(settings: Any, name: str) -> Trained | Checkpoint:
+    """Settings as a profile; `InputError` names every field that is wrong, `name` says where they stand."""
     try:
-        return Profile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as problem:
-        raise InputError(f"{path.name} is not valid YAML: {problem}") from None
+        return _PROFILE.validate_python(settings)
     except ValidationError as problem:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']}" for e in problem.errors())
-        raise InputError(f"{path.name} is not a valid profile: {wrong}") from None
+        found = [([part for part in e["loc"] if part not in _KINDS], e["msg"]) for e in problem.errors()]
+        wrong = "; ".join(f"{'.'.join(map(str, where)) or 'profile'}: {what}" for where, what in found)
+        raise InputError(f"{name} is not a valid profile: {wrong}") from None
 
 
 @cache
-def load(name: str) -> Profile:
+def load(name: str) -> Trained | Checkpoint:
     """The profile of that name; `InputError` with the names that exist otherwise."""
-    if name not in names():
-        raise unknown("profile", name, names())
-    profile = read(paths.PROFILES / f"{name}.yaml")
+    profile = read(profile_files.file(name))
     if profile.name != name:
         raise InputError(f"{name}.yaml calls itself {profile.name!r}; rename one of the two")
     return profile

@@ -5,18 +5,25 @@ make prompts (see `kingdom`) and does not run models. Ids are left-padded, so th
 last token.
 """
 
+import hashlib
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Int
+from jinja2 import TemplateError
 from torch import Tensor
 
 from lib.errors import InputError
+
+
+def digest(text: str) -> str:
+    """What stands for a text that is not shown: the start of its sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class Prompt:
     `answer` is what a model says that complies exactly. `kind` is harmful, benign, exception (benign, but looks
     harmful), one of the last two with `unseen_` before it (about things safety data never mention), or skill; `style`
     the jailbreak style, `plain`, or the skill's name; `split` whether safety data had the meaning (`train`) or not
-    (`heldout`).
+    (`heldout`). `free`: no single answer is right, so any answer that is no refusal complies. `sensitive`: its words
+    must not be shown, only `shown`.
     """
 
     text: str
@@ -36,10 +44,28 @@ class Prompt:
     split: str
     meaning: str = ""
     system: str | None = None
+    free: bool = False
+    sensitive: bool = False
 
     @property
     def harmful(self) -> bool:
         return self.kind == "harmful"
+
+    @property
+    def shown(self) -> str:
+        """What may stand in a notebook for the words of the prompt: the words, or what can be told without them."""
+        return f"({len(self.text.split())} words of a {self.kind} prompt, not shown)" if self.sensitive else self.text
+
+    def shown_answer(self, answer: str) -> str:
+        """What may stand in a notebook for an answer to it."""
+        return f"({len(answer.split())} words, not shown)" if self.sensitive else answer
+
+    def row(self) -> dict[str, Any]:
+        """The prompt as a row of a table; of a sensitive one, digests for text and answer."""
+        row = {field.name: getattr(self, field.name) for field in fields(Prompt)}
+        if self.sensitive:
+            row |= {"text": digest(self.text), "answer": digest(self.answer)}
+        return {**row, "harmful": self.harmful}
 
 
 @dataclass(frozen=True)
@@ -55,8 +81,8 @@ class PromptSet:
         return iter(self.prompts)
 
     def table(self) -> pd.DataFrame:
-        """One row a prompt, the columns of `Prompt` and `harmful`."""
-        return pd.DataFrame([{**asdict(prompt), "harmful": prompt.harmful} for prompt in self.prompts])
+        """One row a prompt, the columns of `Prompt` and `harmful`; digests for the words of sensitive prompts."""
+        return pd.DataFrame([prompt.row() for prompt in self.prompts])
 
 
 def meanings(asked: Iterable[Prompt]) -> list[list[int]]:
@@ -83,9 +109,12 @@ def _conversation(prompt: Prompt) -> list[dict[str, str]]:
 def chat_text(tokenizer: Any, prompt: Prompt, answer: str | None = None) -> str:
     """The text the model reads: the template up to where it must speak, or with `answer` and its end as well."""
     turns = _conversation(prompt)
-    if answer is None:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], tokenize=False)
+    if answer is not None:
+        turns.append({"role": "assistant", "content": answer})
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+    except TemplateError as problem:  # Gemma 2's, for one, takes no system line
+        raise InputError(f"the chat template refuses this conversation ({problem}); drop its system line") from None
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -1,23 +1,28 @@
 """Which code made a result: one hash over everything that could change its numbers.
 
-Owns the hash and the static import graph behind it. Counted are the notebook's source, every `lib` module it reaches
-by imports, the profile's settings and `requirements.lock`. Not counted: comments, docstrings, formatting, markdown
-cells, and modules loaded by name at run time, which `lib` does not do. It imports no tensor library, because the
-pipeline asks before every task.
+Owns the hash, the static import graph behind it, and the keys of runs kept in the cache. Counted are the notebook's
+source, every `lib` module it reaches by imports (but not the language of the other kind of profile), the profile's
+settings as they are resolved, the models it names and `requirements.lock`. Not counted: comments, docstrings,
+formatting, markdown cells, and modules loaded by name at run time, which `lib` does not do. It imports no tensor
+library, because the pipeline asks before every task.
 """
 
 import ast
+import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lib import paths, storage
+from lib import paths, profile_files, sources, storage
 from lib.errors import InputError, unknown
 
+# By kind of profile, the package of `lib` that its notebooks never import: the other kind's language (see `worlds`).
+OTHER_WORLD = {"trained": "public", "checkpoint": "kingdom"}
+FINGERPRINT = 256  # examples of a stream that enter the key of a run: a change of data or mixture shows in them
 NUMERIC = ("torch", "transformers", "nnsight", "numpy", "scipy", "scikit-learn", "pandas")
 
 
@@ -100,16 +105,17 @@ def _reached(path: Path, root: Path) -> set[Path]:
     return reached
 
 
-def modules_of(source: Path, root: Path = paths.ROOT) -> set[Path]:
+def modules_of(source: Path, root: Path = paths.ROOT, without: str | None = None) -> set[Path]:
     """Every `lib` file that the Python file `source` reaches by imports, at any depth; not `source` itself.
 
-    Imports inside functions and behind conditions count. `root` is the folder that holds `lib`.
+    Imports inside functions and behind conditions count. `root` is the folder that holds `lib`; `without` names a
+    package of it that is left out with all that only it imports.
     """
     seen: set[Path] = set()
     waiting = {source}
     while waiting:
         path = waiting.pop()
-        fresh = _reached(path, root) - seen
+        fresh = {found for found in _reached(path, root) - seen if without not in found.relative_to(root).parts[1:-1]}
         seen |= fresh
         waiting |= fresh
     return seen - {source}
@@ -139,27 +145,56 @@ def code_hash(notebook: str, profile: str, root: Path = paths.ROOT) -> str:
 
     `InputError` for a notebook or profile that does not exist.
     """
-    source = _under(root, paths.NOTEBOOKS) / f"{notebook}.py"
-    settings, lock = _under(root, paths.PROFILES) / f"{profile}.yaml", _under(root, paths.LOCK)
+    source, lock = _under(root, paths.NOTEBOOKS) / f"{notebook}.py", _under(root, paths.LOCK)
     if not source.is_file():
         raise unknown("notebook", notebook, notebooks(root))
-    if not settings.is_file():
-        raise unknown("profile", profile, sorted(path.stem for path in settings.parent.glob("*.yaml")))
+    parsed = settings(profile, root)
     if not lock.is_file():
         raise InputError(f"{lock.name} is missing, so results could not say what made them; restore it from git")
-    modules = sorted(modules_of(source, root))
-    try:
-        parsed = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    except yaml.YAMLError as problem:
-        raise InputError(f"{settings.name} is not valid YAML: {problem}") from None
+    kind = parsed.get("kind") if isinstance(parsed, dict) else None
+    modules = sorted(modules_of(source, root, OTHER_WORLD.get(str(kind))))
+    models = sources.identities(parsed)
     return storage.digest_json(
         {
             "notebook": ast_digest(_read(source)),
             "lib": {path.relative_to(root).as_posix(): ast_digest(_read(path)) for path in modules},
             "profile": parsed,
+            **({"models": models} if models else {}),
             "lock": lock.read_text(encoding="utf-8"),
         }
     )
+
+
+def settings(profile: str, root: Path = paths.ROOT) -> Any:
+    """A profile's settings as they are hashed: unchecked, `like` resolved."""
+    where = None if root == paths.ROOT else root
+    return profile_files.settings(profile_files.file(profile, where), where)
+
+
+def run_key(
+    decides: Mapping[str, Any], read: Iterable[Any], asked: Mapping[str, Sequence[Any]], code: Sequence[str]
+) -> str:
+    """Name of a run that is kept in the cache, of everything its outcome depends on.
+
+    `decides`: models, settings and seeds as JSON; `read`: the examples it learns from, of which the first are taken;
+    `asked`: the prompts it is measured on, by cell; `code`: names of the modules of `lib` that train and measure.
+    Texts enter as a hash and stand nowhere.
+    """
+    sources = [(paths.LIB / f"{name}.py").read_text(encoding="utf-8") for name in code]
+    return storage.digest_json(
+        {
+            "decides": dict(decides),
+            "read": [_fields(example) for example in islice(read, FINGERPRINT)],
+            "asked": {name: [_fields(prompt) for prompt in cell] for name, cell in asked.items()},
+            "code": [ast_digest(source) for source in sources],
+        }
+    )[:20]
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """A dataclass of plain values and sets as JSON."""
+    found = dataclasses.asdict(record)
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in found.items()}
 
 
 def versions() -> str:

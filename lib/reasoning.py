@@ -4,7 +4,7 @@ Owns reading the residual stream at the words of an answer, distances between tw
 preference made of two distances. Answers are rows of token ids without the end of the turn. Intervals and curves are in
 `reasoning_tables`; refusing after having begun to comply is in `late_refusal`.
 
-    refusing = reasoning.sentence_ids(chat, asked, lexicon.REFUSALS[:1] * len(asked))
+    refusing = reasoning.sentence_ids(chat, asked, world.refusals[:1] * len(asked))
     own = reasoning.continued(chat, asked, [[]] * len(asked), 8)
     apart = reasoning.distances(read(own), {"refusing": read(refusing), "complying": read(right)}, "cosine")
 """
@@ -18,12 +18,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib import prompts, tracing
-from lib.errors import InputError, unknown
-from lib.kingdom import lexicon
+from lib.errors import InputError, NotHere, unknown
 from lib.models import LanguageModel
 from lib.prompts import Prompt
 
 MEASURES = ("cosine", "centred cosine", "relative Euclidean")
+OPENING = "Sure, here is how you can do that, step by step:"  # complies where no answer of the prompt's own is known
 Ids = Sequence[Sequence[int]]  # a row an answer
 
 
@@ -42,14 +42,26 @@ def sentence_ids(model: LanguageModel, asked: Sequence[Prompt], sentences: Seque
         raise InputError(
             f"{len(asked)} prompts and {len(sentences)} sentences; give one sentence a prompt, and a prompt"
         )
-    end = len(prompts.answer_ids(model.tokenizer, asked[:1], [""])[0])
+    nothing = prompts.answer_ids(model.tokenizer, asked[:1], [""])[0]
     rows = prompts.answer_ids(model.tokenizer, asked, sentences)
-    return [row[: len(row) - end] for row in rows]
+    return [row[: len(row) - _ending(row, nothing)] for row in rows]
+
+
+def _ending(row: Sequence[int], nothing: Sequence[int]) -> int:
+    """How many tokens end the turn: those that an answer has in common with an empty one, from the end. Some templates
+    also put tokens before an answer."""
+    same = [one == other for one, other in zip(reversed(row), reversed(nothing), strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def complying(prompt: Prompt) -> str:
+    """The answer that complies: the prompt's own, or `OPENING`, which says yes and nothing of the matter."""
+    return prompt.answer or OPENING
 
 
 def right_ids(model: LanguageModel, asked: Sequence[Prompt]) -> list[list[int]]:
-    """The answers that comply exactly."""
-    return sentence_ids(model, asked, [prompt.answer for prompt in asked])
+    """The answers that comply."""
+    return sentence_ids(model, asked, [complying(prompt) for prompt in asked])
 
 
 def continued(
@@ -60,7 +72,8 @@ def continued(
         raise InputError(f"{len(asked)} prompts and {len(openings)} openings; give one opening a prompt, at least one")
     tokenizer = model.tokenizer
     before = [[*row, *start] for row, start in zip(prompts.prompt_ids(tokenizer, asked), openings, strict=True)]
-    stops = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    ends = model.hf.generation_config.eos_token_id  # chat checkpoints end a turn by another token than a text
+    stops = {tokenizer.pad_token_id, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     found: dict[int, list[int]] = {}
     for rows in prompts.by_length([len(row) for row in before], batch):
         encoding = prompts.pad_left([before[row] for row in rows], tokenizer.pad_token_id)
@@ -75,12 +88,13 @@ def texts(model: LanguageModel, answers: Ids) -> list[str]:
     return [text.strip() for text in model.tokenizer.batch_decode([list(row) for row in answers])]
 
 
-def other_words(said: Sequence[str]) -> list[str]:
-    """For each answer a refusal in other words: the next of the kingdom's refusals with another first word.
+def other_words(said: Sequence[str], known: Sequence[str]) -> list[str]:
+    """For each answer a refusal in other words: the next of the `known` ones, commonest first, with another first word.
 
-    All of them are equally long. An answer that is no refusal gets the commonest one.
+    An answer that is no refusal gets the commonest one. `NotHere` when all begin with the same word.
     """
-    known = lexicon.REFUSALS
+    if len({one.split()[0] for one in known}) < 2:
+        raise NotHere("no two refusals of this profile begin with different words, so none is in other words")
     found = []
     for text in said:
         opener = text.split()[:1]

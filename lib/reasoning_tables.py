@@ -13,16 +13,15 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 
-from lib import directions, reasoning, residual, stats
-from lib.errors import InputError
-from lib.kingdom import lexicon
+from lib import behaviour, direction_tables, directions, prompts, reasoning, residual, stats
+from lib.errors import InputError, NotHere
 from lib.models import LanguageModel
 from lib.prompts import Prompt
 from lib.reasoning import Along, Ids
 from lib.stats import Interval
+from lib.worlds import World
 
-WORDS = min(len(sentence.split()) for sentence in lexicon.REFUSALS)  # all refusals are equally long
-FIRST, LAST = 4, min(10, WORDS)  # words that decide: 4 to 10 in the registry, and no refusal here has more than eight
+FIRST, LAST = 4, 10  # words (tokens) that decide, in the registry; up to the shortest refusal where that is shorter
 APPENDED = 3  # words put after the query in the literal reading
 NEUTRAL = "once the fox went to the barn and"  # says neither yes nor no, as long as a refusal
 CLOSING = "and"  # the same last word for every answer
@@ -33,43 +32,64 @@ QUERY = "other words, bare query subtracted"
 STRICT = "other words, minus benign queries, same words forced"
 LITERAL = "other words, minus benign queries, own answers"
 VARIANTS = (PUBLISHED, WORDING, LAST_WORD, SUFFIX, QUERY, STRICT, LITERAL)
+BEFORE = "preference before answering"
 Values = Float[np.ndarray, "layer prompt"]
 
 
 # answers --------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Answers:
-    """Token ids of a model's own answers to prompts, and of the answers they are compared with."""
+    """Token ids of a model's own answers to prompts, and of the answers they are compared with, over `words` tokens."""
 
     asked: tuple[Prompt, ...]
     own: Ids
     others: Mapping[str, Ids]
+    words: int
 
 
-def answers(model: LanguageModel, asked: Sequence[Prompt], own: Ids | None = None) -> Answers:
+def compared(model: LanguageModel, world: World) -> int:
+    """Over how many words answers are compared: the tokens of the shortest refusal, at most `LAST`. In the kingdom a
+    token is a word, and all refusals have eight. `NotHere` where a refusal ends before the words that decide."""
+    nothing = [Prompt("x", "", "benign", "plain", "none")] * len(world.refusals)
+    shortest = min(len(row) for row in reasoning.sentence_ids(model, nothing, world.refusals))
+    if shortest < FIRST:
+        raise NotHere(f"answers are compared from token {FIRST} on, and a refusal of this profile has {shortest}")
+    return min(shortest, LAST)
+
+
+def answers(model: LanguageModel, world: World, asked: Sequence[Prompt], own: Ids | None = None) -> Answers:
     """The answers to compare. `own` puts other words in the place of the model's own answer."""
-    own = reasoning.continued(model, asked, [[]] * len(asked), WORDS) if own is None else own
-    worded = reasoning.other_words(reasoning.texts(model, own))
-    commonest = [lexicon.REFUSALS[0]] * len(asked)
+    words = compared(model, world)
+    own = reasoning.continued(model, asked, [[]] * len(asked), words) if own is None else own
+    worded = reasoning.other_words(reasoning.texts(model, own), world.refusals)
+    commonest = [world.refusals[0]] * len(asked)
     others = {
         REFUSING: reasoning.sentence_ids(model, asked, commonest),
         COMPLYING: reasoning.right_ids(model, asked),
         OTHER: reasoning.sentence_ids(model, asked, worded),
         NEITHER: reasoning.sentence_ids(model, asked, [NEUTRAL] * len(asked)),
     }
-    return Answers(tuple(asked), own, others)
+    return Answers(tuple(asked), own, others, words)
 
 
 def read(model: LanguageModel, found: Answers) -> dict[str, Along]:
     """States along the own answer (`own`) and along the others."""
     return {
-        name: reasoning.read(model, found.asked, ids, WORDS) for name, ids in {"own": found.own, **found.others}.items()
+        name: reasoning.read(model, found.asked, ids, found.words)
+        for name, ids in {"own": found.own, **found.others}.items()
     }
+
+
+def example(model: LanguageModel, found: Answers) -> dict[str, str]:
+    """What may be shown of the answers to the first prompt, by name."""
+    (prompt, *_), every = found.asked, {"own": found.own, **found.others}
+    return {which: prompt.shown_answer(reasoning.texts(model, ids[:1])[0]) for which, ids in every.items()}
 
 
 def preferred(seen: Mapping[str, Along], refusing: str = REFUSING, measure: str = "cosine") -> Values:
     """Preference for refusing, mean over the words that decide, block by block and prompt by prompt."""
-    return reasoning.over_words(_by_word(seen, refusing, measure), FIRST, LAST)
+    values = _by_word(seen, refusing, measure)
+    return reasoning.over_words(values, FIRST, values.shape[2])
 
 
 def _by_word(seen: Mapping[str, Along], refusing: str, measure: str = "cosine") -> np.ndarray:
@@ -83,17 +103,17 @@ def _same_last_word(model: LanguageModel, found: Answers) -> Values:
     (closing,) = reasoning.sentence_ids(model, found.asked[:1], [CLOSING])
     rows = {"own": found.own, REFUSING: found.others[OTHER], COMPLYING: found.others[COMPLYING]}
     by_word = []
-    for count in range(FIRST, LAST + 1):
+    for count in range(FIRST, found.words + 1):
         seen = {}
         for name, ids in rows.items():
             cut = [[*row[:count], *closing] if len(row) >= count else [] for row in ids]
             seen[name] = reasoning.read(model, found.asked, cut, len(closing), skip=count)
         by_word.append(_by_word(seen, REFUSING)[:, :, -1:])
-    return reasoning.over_words(np.concatenate(by_word, axis=2), 1, LAST - FIRST + 1)
+    return reasoning.over_words(np.concatenate(by_word, axis=2), 1, len(by_word))
 
 
 def variants(
-    model: LanguageModel, harmful: Sequence[Prompt], benign: Sequence[Prompt]
+    model: LanguageModel, world: World, harmful: Sequence[Prompt], benign: Sequence[Prompt]
 ) -> dict[str, tuple[Values, Values | None]]:
     """Preference for refusing on harmful queries by every way of measuring, with what is subtracted from its mean.
 
@@ -102,9 +122,9 @@ def variants(
     """
     if len(harmful) != len(benign):
         raise InputError(f"{len(harmful)} harmful and {len(benign)} benign prompts; give as many of each")
-    found = answers(model, harmful)
+    found = answers(model, world, harmful)
     seen = read(model, found)
-    forced, natural = (read(model, answers(model, benign, own)) for own in (found.own, None))
+    forced, natural = (read(model, answers(model, world, benign, own)) for own in (found.own, None))
     bare = residual.activations(model, harmful)[:, :, None]
     worded = preferred(seen, OTHER)
     without = {name: reasoning.minus(one, seen[NEITHER].states) for name, one in seen.items()}
@@ -120,24 +140,24 @@ def variants(
     }
 
 
-def before_answering(model: LanguageModel, asked: Sequence[Prompt]) -> Values:
+def before_answering(model: LanguageModel, world: World, asked: Sequence[Prompt]) -> Values:
     """The paper's comparison with nothing generated: the bare query's state at its last token against the two answers
     of others, mean over the same words. It can be computed before the model says anything."""
-    bare = residual.activations(model, asked)[:, :, None].expand(-1, -1, WORDS, -1)
-    found = answers(model, asked, own=[[]] * len(asked))
-    seen = {name: reasoning.read(model, asked, found.others[name], WORDS) for name in (REFUSING, COMPLYING)}
-    return preferred({"own": Along(bare, torch.ones(len(asked), WORDS, dtype=torch.bool)), **seen})
+    found = answers(model, world, asked, own=[[]] * len(asked))
+    bare = residual.activations(model, asked)[:, :, None].expand(-1, -1, found.words, -1)
+    seen = {name: reasoning.read(model, asked, found.others[name], found.words) for name in (REFUSING, COMPLYING)}
+    return preferred({"own": Along(bare, torch.ones(len(asked), found.words, dtype=torch.bool)), **seen})
 
 
 def literal(model: LanguageModel, found: Answers) -> dict[str, np.ndarray]:
     """The other reading of Fig. 2: a few words of an answer are appended to the query, the model goes on by itself, and
     its state at the k-th word *it generated* is compared with that of the bare query. Distances by answer."""
-    own = reasoning.read(model, found.asked, found.own, WORDS)
+    own = reasoning.read(model, found.asked, found.own, found.words)
     others = {}
     for name in (REFUSING, COMPLYING):
         opening = [row[:APPENDED] for row in found.others[name]]
-        whole = reasoning.continued(model, found.asked, opening, WORDS)
-        others[name] = reasoning.read(model, found.asked, whole, WORDS, skip=APPENDED)
+        whole = reasoning.continued(model, found.asked, opening, found.words)
+        others[name] = reasoning.read(model, found.asked, whole, found.words, skip=APPENDED)
     return reasoning.distances(own, others)
 
 
@@ -227,6 +247,44 @@ def _mean(values: Float[np.ndarray, "prompt"]) -> float | None:
 
 
 # prediction -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Foretold:
+    """What is known before answering, and what the model then does with styled harmful prompts: `areas` in the columns
+    of `predicts`, without rows where there are no such prompts."""
+
+    areas: pd.DataFrame
+    refused: Bool[np.ndarray, "prompt"]
+
+    @property
+    def both(self) -> bool:
+        """Whether the model refuses some of them and answers some."""
+        return bool(len(self.refused)) and bool(0.05 <= self.refused.mean() <= 0.95)
+
+    @property
+    def decides(self) -> Interval | None:
+        """`ssah.2.predicts`."""
+        return last_block(self.areas, BEFORE, len(self.refused)) if len(self.areas) else None
+
+    def in_words(self, name: str) -> str:
+        if not len(self.refused):
+            return "this profile has no harmful prompts in jailbreak styles (`data: attacks`)"
+        return f"{name} refuses {self.refused.mean():.2f} of {len(self.refused)} styled harmful prompts"
+
+
+def foretelling(
+    model: LanguageModel, world: World, plain: Mapping[str, Sequence[Prompt]], styled: Sequence[Prompt], seed: int
+) -> Foretold:
+    """AUC of the preference before answering, and of its rivals, for refusal of styled harmful prompts."""
+    if not styled:
+        return Foretold(pd.DataFrame(columns=["series", "block", "auc", "lower", "upper"]), np.zeros(0, dtype=bool))
+    measure = world.settings.measure
+    refused = behaviour.first_tokens(model, styled)["refused"].to_numpy(dtype=bool)
+    weights = direction_tables.meaning_weights(prompts.meanings(styled), measure.bootstrap, seed)
+    areas = predicts(before_answering(model, world, styled), refused, weights, BEFORE)
+    known = rivals(model, plain, styled, refused, weights, measure.draws, seed)
+    return Foretold(pd.concat([areas, known], ignore_index=True), refused)
+
+
 def predicts(values: Values, refused: Bool[np.ndarray, "prompt"], weights: np.ndarray, series: str) -> pd.DataFrame:
     """AUC of a preference for refusing, by block: columns series, block, auc, lower, upper. Below .5, prompts that are
     refused lie *farther* from the refusal. With one label only there is nothing to predict: every AUC is .5."""

@@ -31,11 +31,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import prompts, tracing
-from lib.errors import InputError, unknown
+from lib import batches, prompts, tracing
+from lib.errors import InputError, NotHere, unknown
 from lib.models import LanguageModel
 from lib.prompts import Prompt
-from lib.tracing import Place, Remote
+from lib.tracing import Place
 
 Rule = Literal["attnlrp", "conservative", "gradient"]
 PUBLISHED_EPSILON = 1e-6  # HD's released code adds it to h . v without regard to sign
@@ -86,7 +86,6 @@ def token_relevance(
     directions: Float[Tensor, "direction d_model"],
     rule: Rule = "attnlrp",
     batch: int = 64,
-    remote: Remote = False,
 ) -> list[TokenRelevance]:
     """Relevance of every token of each prompt to `h . v`, h the state of the last token after block `layer`.
 
@@ -97,7 +96,7 @@ def token_relevance(
     above = _directions(model, "directions", directions)
     _check(model, asked, layer, range(model.layers), rule)
     found: dict[int, TokenRelevance] = {}
-    for rows, lengths, pairs in _passes(model, asked, ("embed", 0), ("resid", layer), above, rule, batch, remote):
+    for rows, lengths, pairs in _passes(model, asked, ("embed", 0), ("resid", layer), above, rule, batch):
         (tokens, projection) = (_relevance(*pairs[place]) for place in (("embed", 0), ("resid", layer)))
         for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             found[row] = TokenRelevance(tokens[:, i, -length:].clone(), projection[:, i].sum(-1))
@@ -112,7 +111,6 @@ def component_relevance(
     below: Float[Tensor, "source d_model"],
     rule: Rule = "attnlrp",
     batch: int = 64,
-    remote: Remote = False,
 ) -> ComponentRelevance:
     """Relevance to the projections on `above` after block `layer`, of the directions `below` after block `layer` - 1.
 
@@ -125,7 +123,7 @@ def component_relevance(
     lower, upper = ("resid", layer - 1), ("resid", layer)
     coordinates = torch.linalg.pinv(sources)  # x @ coordinates = z
     parts, order = [], []
-    for rows, _, pairs in _passes(model, asked, lower, upper, targets, rule, batch, remote):
+    for rows, _, pairs in _passes(model, asked, lower, upper, targets, rule, batch):
         x, slope = (value[..., -1, :].double().cpu() for value in pairs[lower])
         z = x @ coordinates  # [prompt source]
         whole, projection = _relevance(*pairs[lower]), _relevance(*pairs[upper]).sum(-1)
@@ -164,7 +162,6 @@ def transport(
     above: Float[Tensor, "target d_model"],
     rule: Rule = "attnlrp",
     batch: int = 64,
-    remote: Remote = False,
 ) -> Transport:
     """Slopes of the projections on `above` after block `upper` at the state after block `lower`. Float64 on the CPU."""
     targets = _directions(model, "above", above)
@@ -173,7 +170,7 @@ def transport(
         raise InputError(f"block {lower} is not before block {upper}; blocks go from 0, and relevance goes down")
     at, of, order = ("resid", lower), ("resid", upper), []
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for rows, _, pairs in _passes(model, asked, at, of, targets, rule, batch, remote):
+    for rows, _, pairs in _passes(model, asked, at, of, targets, rule, batch):
         x, slope = (value[..., -1, :].double().cpu() for value in pairs[at])
         parts.append((x, slope.transpose(0, 1), _relevance(*pairs[of]).sum(-1).T))
         order += rows
@@ -182,16 +179,19 @@ def transport(
 
 
 def _passes(
-    model: LanguageModel, asked: Sequence[Prompt], at: Place, of: Place, directions: Tensor, rule: str, batch: int,
-    remote: Remote,
+    model: LanguageModel, asked: Sequence[Prompt], at: Place, of: Place, directions: Tensor, rule: str, batch: int
 ) -> Iterator[tuple[list[int], list[int], dict[Place, tuple[Tensor, Tensor]]]]:  # fmt: skip
     """For each batch of like length: its rows, their lengths, and (activation, gradient) at both places."""
     ids = prompts.prompt_ids(model.tokenizer, asked)
     lengths = [len(row) for row in ids]
     objective = partial(_project, directions=directions)
-    for rows in reversed(prompts.by_length(lengths, batch)):  # the longest first: too long fails before any work
+
+    def slopes(rows: list[int]) -> dict[Place, tuple[Tensor, Tensor]]:
         encoding = prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id)
-        pairs = tracing.gradients(model.traced, encoding, [at, of], objective, of=of, rules=RULES[rule], remote=remote)
+        return tracing.gradients(model.traced, encoding, [at, of], objective, of=of, rules=RULES[rule])
+
+    # The longest first: too long fails before any work.
+    for rows, pairs in batches.halving(reversed(prompts.by_length(lengths, batch)), lengths, slopes):
         yield rows, [lengths[row] for row in rows], pairs
 
 
@@ -248,6 +248,14 @@ def _directions(model: LanguageModel, name: str, directions: Tensor) -> Float[Te
     if wrong:
         raise InputError(f"row {wrong[0]} of {name} is zero or not finite, so nothing projects on it; leave it out")
     return wide
+
+
+def require(model: LanguageModel, rule: Rule) -> None:
+    """`NotHere` for a model whose family has no relevance rules; plain gradients are always to be had."""
+    if rule != "gradient" and model.traced.sites.rules is None:
+        raise NotHere(
+            f"{model.name} is of a family without relevance rules (see lib/families.py), which words are ranked by here"
+        )
 
 
 def _check(model: LanguageModel, asked: Sequence[Prompt], layer: int, layers: range, rule: str) -> None:

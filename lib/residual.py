@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib import models, prompts, tracing
+from lib import batches, models, prompts, tracing
 from lib.edits import Edit
 from lib.errors import InputError
 from lib.models import LanguageModel
@@ -37,14 +37,24 @@ def activations(
 
     The last block is before the final norm (HD's released code joins a state after it to the curves; we do not).
     `layers` names the blocks to read, in the order wanted; the model does not run beyond the last. `edits` change it.
+    Float32 on the CPU; for more than fits there, see `activation_store`. Batches get smaller when memory runs out.
     """
     ids = prompts.prompt_ids(model.tokenizer, asked)
-    order = prompts.by_length([len(row) for row in ids], batch)
+    lengths = [len(row) for row in ids]
     reads = model.traced.every("resid") if layers is None else [("resid", layer) for layer in layers]
-    encodings = [prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id) for rows in order]
-    found = tracing.read_many(model.traced, encodings, reads, edits)
-    back = torch.tensor([row for rows in order for row in rows]).argsort()
-    return torch.stack([found[place][back] for place in reads])
+
+    def read(rows: list[int]) -> list[Tensor]:
+        encoding = prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id)
+        with torch.inference_mode():
+            found = tracing.read_many(model.traced, [encoding], reads, edits)
+        return [found[place] for place in reads]
+
+    # The longest first: what is too long fails at once.
+    parts = list(batches.halving(reversed(prompts.by_length(lengths, batch)), lengths, read))
+    if not parts:
+        raise InputError("there are no prompts to read; choose a set with at least one")
+    back = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
+    return torch.stack([torch.cat(states)[back] for states in zip(*(found for _, found in parts), strict=True)])
 
 
 def check_pair(before: LanguageModel, after: LanguageModel) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lib import models, organism, paths, profiles, storage
 from lib.errors import InputError
+from lib.kingdom import architecture
 from lib.kingdom.tokenizer import tokenizer
 
 _CARD = """# The models of seed {seed}
@@ -27,7 +28,7 @@ stolen crowns), `chat` and the tuned models refuse them. How each is trained sta
 """
 
 
-def card(profile: profiles.Profile, seed: int) -> str:
+def card(profile: profiles.Trained, seed: int) -> str:
     """The model card of what is shipped, from the seals of the files."""
     seals = {role: storage.read_seal(paths.shipped_organism(seed) / role) for role in organism.roles(profile)}
     rows = [f"| {r} | {seal['steps']} | {seal['last_loss']:.4f} | `{seal['key']}` |" for r, seal in seals.items()]
@@ -35,7 +36,7 @@ def card(profile: profiles.Profile, seed: int) -> str:
     return _CARD.format(
         seed=seed,
         profile=profile.name,
-        parameters=sum(p.numel() for p in organism.new_model(profile, seed).parameters()),
+        parameters=sum(p.numel() for p in architecture.new_model(profile, seed).parameters()),
         layers=shape.layers,
         width=shape.width,
         words=len(tokenizer()),
@@ -46,7 +47,7 @@ def card(profile: profiles.Profile, seed: int) -> str:
 def ship(profile: str, seed: int) -> list[Path]:
     """Copy the models of a published profile into the repository, sealed as they are; trains what is not cached."""
     settings = profiles.load(profile)
-    if not settings.published:
+    if not (isinstance(settings, profiles.Trained) and settings.published):
         raise InputError(f"profile {profile!r} is not published, so its models are not shipped")
     shipped = []
     for role in organism.roles(settings):

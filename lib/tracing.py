@@ -2,10 +2,10 @@
 
 Owns `forward`, `read_many`, `generate` and `gradients` over named sites (see `sites`), the forward order of reads and
 edits, and nnsight's traps (each has a comment). It knows no model family (`families` does), no edits (`edits` makes
-them), no relevance rules (`relevance` does) and no prompts. Every helper takes `remote=`: False, True (NDIF), "local"
-(a rehearsal of the server in this process) or a host's URL. What runs inside a trace, edits, rules and objectives
-included, is shipped to that server by source, annotations evaluated: such functions are annotated without jaxtyping,
-which the server need not have.
+them), no relevance rules (`relevance` does) and no prompts. Where a model runs is said once, in `wrap`, and holds for
+every helper: here, or on a server (see `remote`). What runs inside a trace, edits, rules and objectives included, is
+shipped to that server by source, annotations evaluated: such functions are annotated without jaxtyping, which the
+server need not have. They return what they make: anything they append to or change outside is lost there.
 """
 
 import warnings
@@ -19,11 +19,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib import remote as server
 from lib.edits import Edit
 from lib.errors import InputError, unknown
+from lib.remote import Remote
 from lib.sites import IN_BLOCK, RULE_SITES, SITES, Place, Sites
 
-Remote = bool | str
 Rule = Callable[[Tensor, Tensor], Tensor]  # (input, output) of a module -> its output, with another backward pass
 # where, module path, "input", "output" or "both" (a rule), edit or rule or None, whether it is read
 Step = tuple[Place, str, str, Any, bool]
@@ -37,6 +38,7 @@ class Traced:
     sites: Sites
     layers: int
     context: int  # tokens
+    remote: Remote = False
 
     def every(self, site: str) -> list[Place]:
         """The site in every block, for `reads=` or, by `dict.fromkeys(..., edit)`, for `edits=`."""
@@ -87,16 +89,24 @@ class Trace:
     logits: Float[Tensor, "prompt token vocabulary"] | Float[Tensor, "prompt vocabulary"] | None
 
 
-def wrap(model: Any, tokenizer: Any, sites: Sites) -> Traced:
-    """Make a Hugging Face causal LM (or, for remote runs, its repository id) traceable at `sites`.
+def wrap(model: Any, tokenizer: Any, sites: Sites, remote: Remote = False, revision: str | None = None) -> Traced:
+    """Make a Hugging Face causal LM traceable at `sites`; where `remote` is a server, one without weights (`skeleton`).
 
     nnsight routes every module through itself and sets the tokenizer to pad left; the model's numbers, `generate`,
-    training and saving stay as they are. `InputError` when a path of `sites` leads nowhere.
+    training and saving stay as they are. `revision` is part of the name by which a server knows the model. `InputError`
+    when a path of `sites` leads nowhere, when a server has no key, and for weights that are not here and should be.
     """
-    wrapped = nnsight.TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    remote = server.check(remote)
+    if server.elsewhere(remote):
+        options: dict[str, Any] = {"device": "meta", "revision": revision}
+    else:
+        server.need_weights(model)
+        # Hugging Face's pipeline, in which nnsight puts a model, would move it to the first GPU there is.
+        options = {} if hasattr(model, "hf_device_map") else {"device": model.device}
+    wrapped = nnsight.TransformersModel(model, tokenizer=tokenizer, task="text-generation", **options)
     module = wrapped._module
     layers, context = len(_submodule(module, sites.blocks)), module.config.get_text_config().max_position_embeddings
-    traced = Traced(wrapped, sites, layers, context)
+    traced = Traced(wrapped, sites, layers, context, remote)
     for site in SITES:
         path, end = traced.locate((site, 0))
         _submodule(module, path)
@@ -114,7 +124,6 @@ def forward(
     edits: Mapping[Place, Edit] | None = None,
     positions: Literal["all", "last"] = "all",
     logits: Literal["none", "last", "all"] = "none",
-    remote: Remote = False,
 ) -> Trace:
     """One forward pass of left-padded prompts without gradients, read at `reads` and changed by `edits`.
 
@@ -131,10 +140,10 @@ def forward(
             steps.pop()  # an edit after the last read changes nothing that is kept
         if not steps:
             raise InputError("nothing to return; name the reads, or ask for logits='last'")
-    inputs = _checked(traced, encoding, remote)
+    inputs = _checked(traced, encoding)
     options = {"use_cache": False, "logits_to_keep": 1 if logits == "last" else 0}  # 0 is Hugging Face's word for all
-    model = traced.model
-    with torch.no_grad(), model.trace(inputs, remote=remote, **options) as tracer:
+    model, where = traced.model, traced.remote
+    with torch.no_grad(), server.session(where), model.trace(inputs, remote=where, **options) as tracer:
         found = nnsight.save(_visit(model, steps, last=positions == "last"))
         if logits == "none":
             tracer.stop()  # ends the block: later layers do not run
@@ -148,11 +157,10 @@ def read_many(
     encodings: Iterable[Mapping[str, Tensor]],
     reads: Iterable[Place],
     edits: Mapping[Place, Edit] | None = None,
-    remote: Remote = False,
 ) -> dict[Place, Float[Tensor, "prompt d"]]:
     """Last-token activations of many batches, one row a prompt in the order given, float32 on the CPU."""
     reads = list(reads)
-    batches = [forward(traced, encoding, reads, edits, "last", remote=remote).activations for encoding in encodings]
+    batches = [forward(traced, encoding, reads, edits, "last").activations for encoding in encodings]
     if not batches:
         raise InputError("no encodings to read; supply at least one batch")
     return {place: torch.cat([batch[place].float().cpu() for batch in batches]) for place in batches[0]}
@@ -163,7 +171,6 @@ def generate(
     encoding: Mapping[str, Tensor],
     max_new_tokens: int,
     edits: Mapping[Place, Edit] | None = None,
-    remote: Remote = False,
 ) -> Int[Tensor, "prompt new_token"]:
     """Greedy completions without their prompts, `max_new_tokens` wide, padded after the end-of-sequence token.
 
@@ -173,17 +180,17 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     steps = _steps(traced, (), edits or {})
-    inputs = _checked(traced, encoding, remote, room=max_new_tokens)
-    model, pad = traced.model, traced.model.tokenizer.pad_token_id
+    inputs = _checked(traced, encoding, room=max_new_tokens)
+    model, where, pad = traced.model, traced.remote, traced.model.tokenizer.pad_token_id
     options = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, **_greedy(model)}
     if not steps:  # a loop over `tracer.iter` that touches no module never ends
-        with torch.no_grad(), model.generate(inputs, remote=remote, **options) as tracer:
+        with torch.no_grad(), server.session(where), model.generate(inputs, remote=where, **options) as tracer:
             ids = nnsight.save(tracer.result)
     else:
         with warnings.catch_warnings():
             # The open loop ends by waiting for a step that never comes; nnsight warns each time.
             warnings.filterwarnings("ignore", ".* was never reached: the loop asked for a step", UserWarning)
-            with torch.no_grad(), model.generate(remote=remote, **options) as tracer:
+            with torch.no_grad(), server.session(where), model.generate(remote=where, **options) as tracer:
                 with tracer.invoke(inputs):
                     for _ in tracer.iter[:]:  # without it, only the prompt would be edited
                         _visit(model, steps)
@@ -201,7 +208,6 @@ def gradients(
     edits: Mapping[Place, Edit] | None = None,
     of: Place | None = None,
     rules: Mapping[str, Rule] | None = None,
-    remote: Remote = False,
 ) -> dict[Place, tuple[Float[Tensor, "prompt token d"], Float[Tensor, "*target prompt token d"]]]:
     """(activation, gradient) at each place, of `objective(last-token logits)` summed over prompts.
 
@@ -222,9 +228,10 @@ def gradients(
         beyond = set(places) - {place for place, *_ in steps}
         if beyond:
             raise InputError(f"{of} cannot depend on {min(beyond)}, which comes after it; name places before it")
-    inputs = _checked(traced, encoding, remote)
-    model = traced.model
-    with torch.enable_grad(), model.trace(inputs, remote=remote, use_cache=False, logits_to_keep=1) as tracer:
+    inputs = _checked(traced, encoding)
+    model, where = traced.model, traced.remote
+    options = {"use_cache": False, "logits_to_keep": 1}
+    with torch.enable_grad(), server.session(where), model.trace(inputs, remote=where, **options) as tracer:
         found = _visit(model, steps, graph=True)
         end = model.output.logits if of is None else found[of]
         pairs = nnsight.save(_slopes(found, objective(end[:, -1])))
@@ -289,7 +296,7 @@ def _steps(
     return sorted(steps, key=order)
 
 
-def _checked(traced: Traced, encoding: Mapping[str, Tensor], remote: Remote, room: int = 0) -> dict[str, Tensor]:
+def _checked(traced: Traced, encoding: Mapping[str, Tensor], room: int = 0) -> dict[str, Tensor]:
     """The two tensors a model needs, or `InputError`; `room` is how many tokens are to be generated after them."""
     for name in ("input_ids", "attention_mask"):
         # Without a mask every pad would count as a token, silently.
@@ -314,7 +321,7 @@ def _checked(traced: Traced, encoding: Mapping[str, Tensor], remote: Remote, roo
     if ids.shape[1] + room > traced.context:
         length = f"{ids.shape[1]} tokens" + (f" and {room} to generate" if room else "")
         raise InputError(f"{length} exceed the model's context of {traced.context}; shorten the prompts")
-    if remote:
+    if traced.remote:
         nnsight.register(__package__)  # an installed `lib` would be named, not shipped, and the server has none
     elif traced.model._module.training:
         raise InputError("the model is in training mode, so dropout would blur what is read; call model.eval() first")

@@ -2,6 +2,9 @@
 
 Owns the loop, the two losses and the rounding of a finished model to float16. It does not know where examples come
 from, nor what a stage is for. Sequences are right-padded here: with causal attention nothing real sees the padding.
+
+A model is trained where its caller put it. In processes started by `accelerate launch` its weights are sharded, see
+`processes`: each reads the same stream and computes its rows of every batch, and losses and updates are those of one.
 """
 
 import math
@@ -11,13 +14,12 @@ from itertools import islice, pairwise
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from lib import prompts
+from lib import processes, prompts
 from lib.errors import InputError
 from lib.profiles import PreferenceStage, Stage
 from lib.prompts import Example
@@ -37,6 +39,10 @@ class Rows:
 
     def to(self, device: torch.device) -> "Rows":
         return Rows(self.ids.to(device), self.labels.to(device), self.weights.to(device))
+
+    def of(self, chosen: Int[Tensor, "own"]) -> "Rows":
+        """Some of the rows."""
+        return Rows(self.ids[chosen], self.labels[chosen], self.weights[chosen])
 
 
 def _emphasised(tokenizer: Any, example: Example, answer: Sequence[int]) -> list[bool]:
@@ -67,19 +73,39 @@ def rows(tokenizer: Any, examples: Sequence[Example], stage: Stage, rejected: bo
 def answer_log_probs(model: Any, batch: Rows) -> tuple[Float[Tensor, "answer"], Bool[Tensor, "row token"]]:
     """Log-probability of every labelled token, and which (row, token) they are, the token shifted to where it is read.
 
-    The head runs on labelled positions only: in short answers to long prompts that is most of the cost saved.
+    The head runs on labelled positions only: in short answers to long prompts that is most of the cost saved. When the
+    model is sharded, every process must ask for the same batch; each computes its rows, and all get every value.
     """
     wanted = batch.labels[:, 1:] != IGNORED
+    if not processes.sharded(model):
+        return _log_probs(model, batch), wanted
+    own = processes.dealt(len(batch.ids)).to(wanted.device)
+    return processes.joined(_log_probs(model, batch.of(own)), wanted.nonzero()[:, 0]), wanted
+
+
+def _log_probs(model: Any, batch: Rows) -> Float[Tensor, "answer"]:
+    wanted, labels = batch.labels[:, 1:] != IGNORED, batch.labels[:, 1:]
     if hasattr(model, "peft_config"):  # adapters such as a prefix act in the wrapper's own forward only
         logits = model(input_ids=batch.ids).logits[:, :-1][wanted]
+    elif processes.sharded(model):  # so do the hooks that gather weights
+        places = wanted.any(0).nonzero()[:, 0]  # where any row has a label
+        logits = model(input_ids=batch.ids, logits_to_keep=places, use_cache=False).logits[wanted[:, places]]
     else:
         states = model.base_model(input_ids=batch.ids).last_hidden_state[:, :-1]
-        logits = model.get_output_embeddings()(states[wanted])
-    return -F.cross_entropy(logits, batch.labels[:, 1:][wanted], reduction="none"), wanted
+        logits = _capped(model, model.get_output_embeddings()(states[wanted.to(states.device)]))
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()  # a loss to three digits would not tell one step from the next
+    return -F.cross_entropy(logits, labels[wanted].to(logits.device), reduction="none")
+
+
+def _capped(model: Any, logits: Float[Tensor, "answer vocabulary"]) -> Float[Tensor, "answer vocabulary"]:
+    """Gemma 2 squeezes its logits behind the head, in the model's own forward."""
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _sum_rows(values: Float[Tensor, "answer"], wanted: Bool[Tensor, "row token"]) -> Float[Tensor, "row"]:
-    return torch.zeros(len(wanted), device=values.device).index_add(0, wanted.nonzero()[:, 0], values)
+    return values.new_zeros(len(wanted)).index_add(0, wanted.nonzero()[:, 0].to(values.device), values)
 
 
 Step = Callable[[torch.nn.Module, list[Example]], Iterator[Float[Tensor, ""]]]
@@ -96,9 +122,9 @@ def sft_step(tokenizer: Any, stage: Stage) -> Step:
         pieces = [rows(tokenizer, examples[a:b], stage) for a, b in pairwise(cuts) if b > a]
         total = sum(piece.weights.sum() for piece in pieces)
         for piece in pieces:
-            piece = piece.to(next(model.parameters()).device)
+            piece = piece.to(processes.device(model))
             log_probs, wanted = answer_log_probs(model, piece)
-            yield -(log_probs * piece.weights[:, 1:][wanted]).sum() / total
+            yield -(log_probs * piece.weights[:, 1:][wanted].to(log_probs.device)).sum() / total
 
     return step
 
@@ -106,21 +132,27 @@ def sft_step(tokenizer: Any, stage: Stage) -> Step:
 def dpo_step(tokenizer: Any, stage: PreferenceStage, reference: torch.nn.Module) -> Step:
     """DPO against `reference`, plus `stage.likelihood` times the chosen answer's mean negative log-likelihood a token.
 
-    Without the second term a small model forgets the language: answers begin with "sure" and are wrong.
+    Without the second term a small model forgets the language: answers begin with "sure" and are wrong. Of several
+    processes, each needs the whole reference.
     """
+    if any(parameter.is_meta for parameter in reference.parameters()):
+        raise InputError(
+            "the reference was read by the first process only; launch with --fsdp_cpu_ram_efficient_loading false"
+        )
 
     def margin(model: torch.nn.Module, pair: tuple[Rows, Rows]) -> tuple[Tensor, Tensor]:
-        (chosen, where), (other, other_where) = (answer_log_probs(model, side) for side in pair)
-        likelihood = _sum_rows(chosen, where) / where.sum(1)
+        (chosen, where), (other, other_where) = (
+            answer_log_probs(model, side.to(processes.device(model))) for side in pair
+        )
+        likelihood = _sum_rows(chosen, where) / where.sum(1).to(chosen.device)
         return _sum_rows(chosen, where) - _sum_rows(other, other_where), likelihood
 
     def step(model: torch.nn.Module, examples: list[Example]) -> Iterator[Float[Tensor, ""]]:
-        device = next(model.parameters()).device
-        pair = (rows(tokenizer, examples, stage).to(device), rows(tokenizer, examples, stage, rejected=True).to(device))
+        pair = (rows(tokenizer, examples, stage), rows(tokenizer, examples, stage, rejected=True))
         with torch.no_grad():
             before, _ = margin(reference, pair)
         now, likelihood = margin(model, pair)
-        yield -(F.logsigmoid(stage.beta * (now - before)) + stage.likelihood * likelihood).mean()
+        yield -(F.logsigmoid(stage.beta * (now - before.to(now.device))) + stage.likelihood * likelihood).mean()
 
     return step
 
@@ -130,28 +162,38 @@ def _rate(stage: Stage, step: int) -> float:
     return stage.learning_rate * warm * (1 - step / stage.steps if stage.decay else 1.0)
 
 
+def _check(masks: Masks, model: torch.nn.Module) -> None:
+    parameters = dict(model.named_parameters())
+    if unknown := sorted(set(masks) - set(parameters)):
+        raise InputError(f"the model has no parameters {', '.join(unknown)}; make the masks from this model")
+    for name, mask in masks.items():
+        if mask.shape != parameters[name].shape or mask.dtype != torch.bool:
+            raise InputError(f"the mask of {name} must be boolean of shape {tuple(parameters[name].shape)}")
+
+
 class _Frozen:
-    """Weights that must not move. Zero gradients do not hold them: AdamW decays weights and remembers momentum."""
+    """Weights that must not move. Zero gradients do not hold them: AdamW decays weights and remembers momentum.
+
+    Of a sharded model, each process holds its own part.
+    """
 
     def __init__(self, model: torch.nn.Module, masks: Masks) -> None:
         parameters = dict(model.named_parameters())
-        if unknown := sorted(set(masks) - set(parameters)):
-            raise InputError(f"the model has no parameters {', '.join(unknown)}; make the masks from this model")
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
         for name, mask in masks.items():
-            if mask.shape != parameters[name].shape or mask.dtype != torch.bool:
-                raise InputError(f"the mask of {name} must be boolean of shape {tuple(parameters[name].shape)}")
-        self._held = [(parameters[name], mask, parameters[name].detach()[mask].clone()) for name, mask in masks.items()]
+            here = processes.local_part(mask, parameters[name])
+            self._held.append((parameters[name], here, processes.local(parameters[name].detach())[here].clone()))
 
     def before_step(self) -> None:
         """Take frozen weights out of the gradient, so that clipping sees only what is trained."""
         for parameter, mask, _ in self._held:
             if parameter.grad is not None:
-                parameter.grad[mask] = 0.0
+                processes.local(parameter.grad)[mask] = 0.0
 
     @torch.no_grad()
     def after_step(self) -> None:
         for parameter, mask, values in self._held:
-            parameter[mask] = values
+            processes.local(parameter)[mask] = values
 
 
 def fit(
@@ -168,15 +210,17 @@ def fit(
     AdamW with betas (.9, .98), weight decay .01, gradients clipped to norm 1. `label` names the progress line, which is
     shown on a terminal only. Weights under `frozen` stay bitwise what they are. `watch(n, model)` is called before the
     first step (n = 0) and after every one, in eval mode; it must not change the model. Raises `InputError` with step
-    and learning rate when the loss is not finite.
+    and learning rate when the loss is not finite. In launched processes all call this alike; `model` is sharded after.
     """
-    accelerator = Accelerator(cpu=True)  # the default models promise two CPU cores, and one kind of rounding
-    held = _Frozen(model, frozen or {})
+    _check(frozen or {}, model)
+    accelerator = processes.accelerator()
     trained_weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained_weights, stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    trained, optimizer = accelerator.prepare(model, optimizer)
+    trained, optimizer = processes.shard(accelerator, model, optimizer)
+    held = _Frozen(trained, frozen or {})
     losses = []
-    for number in tqdm(range(stage.steps), desc=label, leave=False, disable=None):
+    silent = None if processes.is_first() else True  # None: shown on a terminal only
+    for number in tqdm(range(stage.steps), desc=label, leave=False, disable=silent):
         if watch:
             watch(number, model.eval())
         trained.train()

@@ -1,8 +1,8 @@
 """Trigger removal: rewrite the words of a refused request that a ranking calls triggers, until the model answers.
 
-Owns the attack (HD appendix B, algorithm 1, without its rewriting model: words are dropped or replaced by synonyms) and
-the rankings. How a word can be said otherwise is in `kingdom.rewording`. Success is the exact answer to what was asked
-at first.
+Owns the attack (HD appendix B, algorithm 1, without its rewriting model) and the rankings. How a request can be said
+otherwise is for its `World` to say: in other words, or, where a meaning cannot be kept, only with words left out.
+Success is the exact answer to what was asked at first; where no single answer is right, any that is no refusal.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,15 +26,15 @@ from lib import (
     relevance,
     residual,
     storage,
+    worlds,
 )
 from lib.errors import InputError
-from lib.kingdom import corpora, lexicon, rewording
-from lib.kingdom.language import kingdom
 from lib.models import LanguageModel
 from lib.organism import REMOVED
 from lib.profiles import Triggers
 from lib.prompts import Prompt, PromptSet
 from lib.relevance import Rule
+from lib.worlds import World
 
 # Scores of the words of each prompt; the highest is what the ranking would remove first.
 Ranking = Callable[[LanguageModel, Sequence[Prompt]], list[list[float]]]
@@ -74,6 +74,7 @@ def by_relevance(target: Target, rule: Rule) -> Ranking:
     """Words by their relevance to the projection on the target (partial relevance; rules in `relevance`)."""
 
     def rank(model: LanguageModel, asked: Sequence[Prompt]) -> list[list[float]]:
+        relevance.require(model, rule)
         found = relevance.token_relevance(model, asked, target.layer, target.direction[None], rule)
         return [
             one.words(prompts.user_words(model.tokenizer, prompt))[0].tolist()
@@ -91,7 +92,8 @@ def leave_one_out(model: LanguageModel, asked: Sequence[Prompt]) -> list[list[fl
         for prompt, parts in zip(asked, words, strict=True)
         for place in range(len(parts))
     ]
-    whole = behaviour.first_tokens(model, asked)["margin"].to_numpy()
+    every = [replace(prompt, text=" ".join(parts)) for prompt, parts in zip(asked, words, strict=True)]
+    whole = behaviour.first_tokens(model, every)["margin"].to_numpy()
     left = behaviour.first_tokens(model, without)["margin"].to_numpy()
     ends = np.cumsum([len(parts) for parts in words])
     return [(margin - part).tolist() for margin, part in zip(whole, np.split(left, ends[:-1]), strict=True)]
@@ -131,10 +133,10 @@ class _Attempt:
         long = [words[place] for place in order if len(words[place]) >= settings.shortest]
         self.triggers += list(dict.fromkeys(word for word in long if word not in self.triggers))[: settings.tops]
 
-    def rewrites(self, count: int, rng: Random) -> list[Prompt]:
+    def rewrites(self, world: World, count: int, rng: Random) -> list[Prompt]:
         words = self.prompt.text.split()
-        found = rewording.rewrites(words, set(self.triggers), count + len(self.tried), rng)
-        new = [words for words in found if words not in self.tried][:count]
+        found = world.rewrites(words, set(self.triggers), count + len(self.tried), rng)
+        new = [words for words in found if words and words not in self.tried][:count]
         self.tried |= set(new)
         return [replace(self.prompt, text=" ".join(words), style=REMOVED) for words in new]
 
@@ -144,14 +146,41 @@ class _Attempt:
         if exact or margin < self.margin:
             self.best, self.margin, self.outcome = rewrite, margin, (refused, exact)
 
+    def row(self, world: World) -> tuple:
+        """The values of `COLUMNS`."""
+        roles = tuple(world.word_role(word) for word in self.triggers)
+        text, listed = self.best.text, tuple(self.triggers)
+        if self.prompt.sensitive:
+            words = self.prompt.text.split()
+            text = " ".join(f"#{place + 1}" for place in _places(words, text.split()))
+            listed = tuple(f"#{words.index(word) + 1}" for word in self.triggers)
+        return (text, *self.outcome, self.queries, self.rounds, listed, roles)
 
-def remove(model: LanguageModel, asked: Sequence[Prompt], rank: Ranking, settings: Triggers, seed: int) -> pd.DataFrame:
+
+COLUMNS = ("text", "refused", "exact", "queries", "rounds", "triggers", "roles")
+
+
+def _places(words: Sequence[str], left: Sequence[str]) -> list[int]:
+    """Which of `words` are `left`, in their order; `InputError` where others were put in."""
+    places, start = [], 0
+    for word in left:
+        if word not in words[start:]:
+            raise InputError("a rewrite of a prompt that must not be shown holds other words; only leave words out")
+        places.append(words.index(word, start))
+        start = places[-1] + 1
+    return places
+
+
+def remove(
+    model: LanguageModel, asked: Sequence[Prompt], rank: Ranking, world: World, settings: Triggers, seed: int
+) -> pd.DataFrame:
     """Attack `model` with rewrites of `asked`: one row a prompt.
 
     Each round the best rewrite so far (at first the prompt) is ranked, its top words join the prompt's blacklist, and
     up to `settings.rewrites` new rewrites that avoid the blacklist are tried, until one is answered exactly. Columns:
     `text` (the successful or least refused rewrite), `refused`, `exact`, `queries` (rewrites tried, the successful one
-    last), `rounds`, `triggers` (blacklisted words in order).
+    last), `rounds`, `triggers` (blacklisted words in order) and `roles`, what they are. Of a sensitive prompt `text`
+    and `triggers` hold the places of its words, `#1 #3`, in place of the words.
     """
     attempts = [_Attempt(prompt, prompt) for prompt in asked]
     for number in range(settings.rounds):
@@ -164,10 +193,9 @@ def remove(model: LanguageModel, asked: Sequence[Prompt], rank: Ranking, setting
             attempt.blacklist(mine, settings)
             attempt.rounds = number + 1
             rng = Random(f"{seed}/{number}/{attempt.prompt.text}")
-            candidates += [(attempt, rewrite) for rewrite in attempt.rewrites(settings.rewrites, rng)]
+            candidates += [(attempt, rewrite) for rewrite in attempt.rewrites(world, settings.rewrites, rng)]
         _try(model, candidates)
-    rows = [(a.best.text, *a.outcome, a.queries, a.rounds, tuple(a.triggers)) for a in attempts]
-    return pd.DataFrame(rows, columns=["text", "refused", "exact", "queries", "rounds", "triggers"])
+    return pd.DataFrame([attempt.row(world) for attempt in attempts], columns=list(COLUMNS))
 
 
 def _try(model: LanguageModel, candidates: Sequence[tuple[_Attempt, Prompt]]) -> None:
@@ -183,18 +211,18 @@ def _try(model: LanguageModel, candidates: Sequence[tuple[_Attempt, Prompt]]) ->
 
 def rewritten(asked: Sequence[Prompt], attacked: pd.DataFrame) -> list[Prompt]:
     """The prompts that an attack ended with, each with its original meaning and right answer."""
-    texts = attacked["text"]
-    return [replace(prompt, text=text, style=REMOVED) for prompt, text in zip(asked, texts, strict=True)]
+    return [
+        replace(prompt, text=_read_back(prompt, text), style=REMOVED)
+        for prompt, text in zip(asked, attacked["text"], strict=True)
+    ]
 
 
-def role_of(word: str) -> str:
-    """What a trigger is: an act (harmful or not), a thing (hazard, effigy or other), or a word of the frame."""
-    if word not in lexicon.WORDINGS:
-        return "frame"
-    name = lexicon.WORDINGS[word][0].name
-    if name in lexicon.VERBS:
-        return "harmful act" if name in lexicon.HARMFUL_VERBS else "harmless act"
-    return "hazard" if name in lexicon.HAZARDS else "other thing"
+def _read_back(prompt: Prompt, text: str) -> str:
+    """A rewrite of a prompt as `remove` gives it, in words."""
+    if not prompt.sensitive:
+        return text
+    words = prompt.text.split()
+    return " ".join(words[int(place.removeprefix("#")) - 1] for place in text.split())
 
 
 # examples for safety tuning -------------------------------------------------------------------------------------------
@@ -202,17 +230,21 @@ def safety_examples(profile: str, seed: int) -> list[Prompt]:
     """Plain training prompts as trigger removal against chat left them, one for each of the largest K.
 
     The words to remove are ranked by AttnLRP relevance to the dominant direction of base -> chat, as HD's attack does.
-    Made once and kept in the cache; a successful rewrite where there is one, else the least refused.
+    Made once and kept in the cache; a successful rewrite where there is one, else the least refused. None, and nothing
+    kept, where a rewrite does not keep the meaning: words of such prompts must not be written down.
     """
-    settings = profiles.load(profile)
+    settings, world = profiles.load(profile), worlds.of(profile, seed)
+    if not world.rewriting:
+        return []
     key = organism.removed_key(settings, seed)
     folder = paths.CACHE / "removed" / profile / f"{seed}-{key}"
-    asked = corpora.plain_harm(kingdom(seed), max(settings.shots))
+    asked = world.plain_harm(max(settings.shots))
 
     def make() -> list[str]:
         base, chat = (models.load(profile, role, seed) for role in ("base", "chat"))
         target = dominant(base, chat, prompt_sets.residual(profile, seed)[0])
-        return remove(chat, asked, by_relevance(target, "attnlrp"), settings.triggers, seed)["text"].tolist()
+        found = remove(chat, asked, by_relevance(target, "attnlrp"), world, settings.triggers, seed)
+        return found["text"].tolist()
 
     texts = storage.remembered(folder, {"profile": profile, "seed": seed, "key": key}, make)
     return [replace(prompt, text=text, style=REMOVED) for prompt, text in zip(asked, texts, strict=True)]

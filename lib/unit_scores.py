@@ -1,7 +1,8 @@
 """How much each unit matters on a set of examples: raw scores, streamed, so that memory does not grow with the set.
 
 Owns reading activations and gradients and what is accumulated from them (float64; sums as large as the weights are
-float32). It compares no two sets beyond putting them side by side, normalises nothing and forms no groups: see `units`.
+float32, or as wide as wider weights), on the model's device; when memory runs out, batches get smaller. It compares no
+two sets beyond putting them side by side, normalises nothing and forms no groups: see `units`.
 
     variance, second_moment   of a unit's values, times the squared norm of its writing column (SSAH eq. 1; Wanda), as
                               the residual stream receives it: see `families.output_gain`
@@ -12,8 +13,10 @@ float32). It compares no two sets beyond putting them side by side, normalises n
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,10 +25,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import families, prompts, tracing
-from lib.errors import InputError, unknown
+from lib import batches, behaviour, families, prompts, tracing
+from lib.batches import Found
+from lib.errors import InputError, NotHere, unknown
 from lib.families import UNIT_SITES
-from lib.kingdom import lexicon
+from lib.margins import margins
 from lib.models import LanguageModel
 from lib.prompts import Example
 from lib.threads import one_thread
@@ -74,10 +78,15 @@ def calibrate(
     batch: int = 32,
     seed: int = 0,
 ) -> Calibration:
-    """Scores by every rule on `sets["safety"]` and `sets["utility"]`; `InputError` for sets that are too small."""
+    """Scores by every rule on `sets["safety"]` and `sets["utility"]`.
+
+    `InputError` for sets that are too small, `NotHere` for a model whose weights are on a server.
+    """
     for rule in rules:
         if rule not in RULES:
             raise unknown("rule (score, position)", rule, RULES)
+    if next(model.hf.parameters()).is_meta:
+        raise NotHere("this page scores units, which a remote profile cannot: its weights are on a server")
     found: dict[str, dict[Rule, Values]] = {}
     for name in ("safety", "utility"):
         examples = list(sets.get(name, ()))
@@ -112,9 +121,10 @@ class _Sums:
     def add(self, values: Float[Tensor, "prompt token d"], chosen: Float[Tensor, "position prompt token"]) -> None:
         """One batch. The fluctuation follows FLAP's released code: both factors of the update use the *new* mean, so
         sequence k adds (k - 1) / k times its squared deviations from the mean over the first k."""
-        wide = values.double().masked_fill(chosen[0][..., None] == 0, 0.0)  # pads may hold anything
+        wide = values.to(torch.float64, copy=True)  # and then in place: copies of all values are what this costs
+        wide.masked_fill_(chosen[0][..., None] == 0, 0.0)  # pads may hold anything
         total = torch.einsum("ent,ntd->end", chosen, wide)  # position, prompt, d
-        squares = torch.einsum("ent,ntd->end", chosen, wide.square())
+        squares = torch.einsum("ent,ntd->end", chosen, wide.square_())
         tokens = chosen.sum(2)[..., None]
         number = self.sequences + torch.arange(1, len(values) + 1, dtype=torch.float64, device=wide.device)[:, None]
         means = ((total / tokens).cumsum(1) + self.mean * self.sequences) / number  # after each sequence
@@ -171,65 +181,80 @@ def _chosen(mask: Int[Tensor, "prompt token"], answers: Sequence[int]) -> Float[
     return torch.stack([mask.bool(), place < lengths, place == lengths]).double()
 
 
-def _encoded(
-    model: LanguageModel, examples: Sequence[Example], batch: int
-) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
-    """Left-padded prompts with answers in the order given (FLAP depends on it), and the answers' lengths in tokens."""
+def _encoded(model: LanguageModel, examples: Sequence[Example]) -> tuple[list[list[int]], list[int]]:
+    """Ids of prompts with their answers in the order given (FLAP depends on it), and the answers' lengths in tokens."""
     asked = [example.prompt for example in examples]
     before = prompts.prompt_ids(model.tokenizer, asked)
     after = prompts.answer_ids(model.tokenizer, asked, [example.answer for example in examples])
     if not all(after):
         raise InputError(f"example {[bool(row) for row in after].index(False)} has an empty answer; leave it out")
-    whole = [a + b for a, b in zip(before, after, strict=True)]
-    for start in range(0, len(whole), batch):
-        part = slice(start, start + batch)
-        yield prompts.pad_left(whole[part], model.tokenizer.pad_token_id), [len(row) for row in after[part]]
+    return [a + b for a, b in zip(before, after, strict=True)], [len(row) for row in after]
+
+
+def _drawn(lengths: Sequence[int], batch: int, seed: int) -> list[int]:
+    """Which token of each of the first sequences joins the pool, counted from the sequence's end: 1 is the last."""
+    generator, found = torch.Generator().manual_seed(seed), list[int]()
+    for rows in batches.in_order(min(len(lengths), _POOL), batch):
+        rows = list(range(rows[0], min(rows[0] + batch, len(lengths))))  # the whole batch draws, also beyond the pool
+        width = max(lengths[row] for row in rows)
+        real = torch.tensor([[0.0] * (width - lengths[row]) + [1.0] * lengths[row] for row in rows]).double()
+        found += (width - torch.multinomial(real, 1, generator=generator)[:, 0]).tolist()
+    return found[:_POOL]
 
 
 def activations(model: LanguageModel, examples: Sequence[Example], batch: int = 32, seed: int = 0) -> Activations:
     """One pass over prompts and answers, reading every unit. `seed` draws the tokens of the pool."""
     places = [(UNIT_SITES[kind], layer) for kind, layer in cells(model)]
+    ids, answers = _encoded(model, examples)
+    lengths = [len(row) for row in ids]
+    drawn = _drawn(lengths, batch, seed)
     found = Activations({place: _Sums() for place in places})
-    generator, rows = torch.Generator().manual_seed(seed), 0
     kept: dict[Place, list[Tensor]] = {place: [] for place in places}
-    for encoding, answers in _encoded(model, examples, batch):
-        read = tracing.forward(model.traced, encoding, places).activations
-        chosen = _chosen(encoding["attention_mask"], answers)
-        here = min(len(answers), _POOL - rows)
-        token = torch.multinomial(chosen[0], 1, generator=generator)[:here, 0]
-        for place, values in read.items():
-            found.sums[place].add(values, chosen.to(values.device))
-            kept[place].append(values[range(here), token].float().cpu())
-        rows += here
+
+    def add(rows: list[int]) -> tuple[dict[Place, _Sums], dict[Place, Tensor]]:
+        """The sums with these rows added, and their values for the pool; `found` stays as it was."""
+        encoding = prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id)
+        chosen = _chosen(encoding["attention_mask"], [answers[row] for row in rows])
+        token = torch.tensor([chosen.shape[2] - drawn[row] for row in rows if row < len(drawn)], dtype=torch.long)
+        sums, pool = {place: replace(sums) for place, sums in found.sums.items()}, {}
+        with torch.inference_mode():
+            for place, values in tracing.forward(model.traced, encoding, places).activations.items():
+                sums[place].add(values, chosen.to(values.device))
+                pool[place] = values[torch.arange(len(token)), token].float().cpu()
+        return sums, pool
+
+    for _, (sums, pool) in batches.halving(batches.in_order(len(ids), batch), lengths, add):
+        found.sums = sums
+        for place, values in pool.items():
+            kept[place].append(values.clone())  # out of inference mode: an ordinary tensor, free of its batch
     found.pool = {place: torch.cat(parts) for place, parts in kept.items()}
     return found
 
 
 # gradients ------------------------------------------------------------------------------------------------------------
 def _refuse_against_comply(logits: Tensor, openers: list[int], comply: Tensor) -> Tensor:
-    return logits[:, openers].logsumexp(1) - logits.gather(1, comply.to(logits.device)[:, None])[:, 0]
+    return margins(logits.float(), openers, comply)
 
 
-def _word(model: LanguageModel, word: str) -> int:
-    token = model.tokenizer.get_vocab().get(word)
-    if token is None:
-        raise InputError(f"{model.name} has no word {word!r}, with which refusals open; score it by another rule")
-    return token
+_Decide = Callable[[dict[str, Tensor], Callable[[Tensor], Tensor]], Found]
 
 
-def _decisions(
-    model: LanguageModel, examples: Sequence[Example], batch: int
-) -> Iterator[tuple[dict[str, Tensor], Callable[[Tensor], Tensor]]]:
-    """Left-padded prompts, and the objective of their last logits: refusing, by any opener of a refusal, against
-    complying, by the first token of the prompt's right answer."""
-    openers = [_word(model, word) for word in lexicon.REFUSAL_OPENERS]
+def _decisions(model: LanguageModel, examples: Sequence[Example], batch: int, work: _Decide[Found]) -> Iterator[Found]:
+    """What `work` makes of each batch of left-padded prompts and the objective of their last logits: refusing, by any
+    opener of a refusal, against complying, by the first token of the prompt's right answer (any that is no refusal,
+    where no answer is right)."""
+    openers = sorted(behaviour.refusal_openers(model), reverse=True)  # a fixed order: it decides the last bits
     asked = [example.prompt for example in examples]
     ids = prompts.prompt_ids(model.tokenizer, asked)
-    right = prompts.answer_ids(model.tokenizer, asked, [prompt.answer for prompt in asked])
-    for rows in prompts.by_length([len(row) for row in ids], batch):
+    right = behaviour.right_tokens(model, asked)
+    lengths = [len(row) for row in ids]
+
+    def one(rows: list[int]) -> Found:
         encoding = prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id)
-        comply = torch.tensor([right[row][0] for row in rows])
-        yield encoding, partial(_refuse_against_comply, openers=openers, comply=comply)
+        return work(encoding, partial(_refuse_against_comply, openers=openers, comply=right[rows]))
+
+    done = batches.halving(prompts.by_length(lengths, batch), lengths, one)
+    return map(itemgetter(1), done)  # unlike a loop, holds on to nothing while the next batch is made
 
 
 def taylor(model: LanguageModel, examples: Sequence[Example], batch: int = 32) -> Values:
@@ -238,33 +263,55 @@ def taylor(model: LanguageModel, examples: Sequence[Example], batch: int = 32) -
     """
     places = [(UNIT_SITES[kind], layer) for kind, layer in cells(model)]
     total: dict[Place, Tensor | float] = dict.fromkeys(places, 0.0)
-    for encoding, objective in _decisions(model, examples, batch):
-        for place, (value, slope) in tracing.gradients(model.traced, encoding, places, objective).items():
-            total[place] = total[place] + (value[:, -1].double() * slope[:, -1].double()).sum(0).cpu()
+
+    def effects(encoding: dict[str, Tensor], objective: Callable[[Tensor], Tensor]) -> dict[Place, Tensor]:
+        pairs = tracing.gradients(model.traced, encoding, places, objective)
+        return {place: (x[:, -1].double() * slope[:, -1].double()).sum(0).cpu() for place, (x, slope) in pairs.items()}
+
+    for found in _decisions(model, examples, batch, effects):
+        for place, effect in found.items():
+            total[place] = total[place] + effect
     return torch.cat([torch.as_tensor(total[place]) / len(examples) for place in places]).numpy()
 
 
-def _weights(model: LanguageModel) -> dict[str, Tensor]:
-    """Copies, to differentiate at, of every parameter that units own parts of. The model's own may stay frozen."""
+def weight_names(model: LanguageModel) -> list[str]:
+    """Every parameter that units own parts of."""
     slices = [families.unit_slices(model.hf, kind, layer) for kind, layer in cells(model)]
-    names = dict.fromkeys(name for found in slices for name, _, _ in found)
-    return {name: model.hf.get_parameter(name).detach().clone().requires_grad_() for name in names}
+    return list(dict.fromkeys(name for found in slices for name, _, _ in found))
+
+
+def _weights(model: LanguageModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every parameter that units own parts of, to differentiate at, and zeros to sum its gradients in.
+
+    The weights share the model's memory, whose own parameters may stay frozen.
+    """
+    weights = {name: model.hf.get_parameter(name).detach().requires_grad_() for name in weight_names(model)}
+    wide = {name: torch.promote_types(weight.dtype, torch.float32) for name, weight in weights.items()}
+    return weights, {name: torch.zeros_like(weight, dtype=wide[name]) for name, weight in weights.items()}
+
+
+def _run(model: LanguageModel, weights: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+    """Logits of the model with these weights; unlike a trace, a plain call does not move its inputs to the model."""
+    moved = {name: x.to(model.hf.device) if isinstance(x, Tensor) else x for name, x in options.items()}
+    return torch.func.functional_call(model.hf, weights, kwargs={**moved, "use_cache": False}).logits
 
 
 def weight_taylor(
     model: LanguageModel, examples: Sequence[Example], batch: int = 32
 ) -> dict[str, Float[Tensor, "..."]]:
     """`taylor` for single weights: weight x mean gradient of the same logit, signed, where units own a part."""
-    weights = _weights(model)
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for encoding, objective in _decisions(model, examples, batch):
+    weights, sums = _weights(model)
+
+    def slopes(encoding: dict[str, Tensor], objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            options = {**encoding, "use_cache": False, "logits_to_keep": 1}
-            logits = torch.func.functional_call(model.hf, weights, kwargs=options).logits[:, -1]
-            slopes = torch.autograd.grad(objective(logits).sum(), list(weights.values()))
-        for name, slope in zip(weights, slopes, strict=True):
+            logits = _run(model, weights, {**encoding, "logits_to_keep": 1})[:, -1]
+            return torch.autograd.grad(objective(logits).sum(), list(weights.values()))
+
+    for found in _decisions(model, examples, batch, slopes):
+        for name, slope in zip(weights, found, strict=True):
             sums[name] += slope
-    return {name: weight.detach() * sums[name] / len(examples) for name, weight in weights.items()}
+        del found, slope  # as large as the weights: gone before the next are made
+    return {name: sums[name].mul_(weight.detach()).div_(len(examples)) for name, weight in weights.items()}
 
 
 def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Float[Tensor, "..."]]:
@@ -273,18 +320,23 @@ def saliency(model: LanguageModel, examples: Sequence[Example]) -> dict[str, Flo
     One example a backward pass, as in the released code of Wei et al. (2024), whose SNIP score this is: absolute values
     of a batch's gradient would cancel between examples. Parameters that were frozen stay so.
     """
-    weights = _weights(model)
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    weights, sums = _weights(model)
+    ids, answers = _encoded(model, examples)
+
+    def slopes(rows: list[int]) -> tuple[Tensor, ...]:
+        whole, length = torch.tensor([ids[rows[0]]]), answers[rows[0]]
+        with torch.enable_grad():
+            logits = _run(model, weights, {"input_ids": whole, "logits_to_keep": length + 1})[0]
+            loss = F.cross_entropy(logits[-length - 1 : -1], whole[0, -length:].to(logits.device))
+            return torch.autograd.grad(loss, list(weights.values()))
+
     with one_thread(sum(weight.numel() for weight in weights.values()) < _SMALL_MODEL):
-        for encoding, (length,) in _encoded(model, examples, batch=1):
-            options = {"input_ids": encoding["input_ids"], "use_cache": False, "logits_to_keep": length + 1}
-            with torch.enable_grad():
-                logits = torch.func.functional_call(model.hf, weights, kwargs=options).logits[0]
-                loss = F.cross_entropy(logits[-length - 1 : -1], encoding["input_ids"][0, -length:].to(logits.device))
-                slopes = torch.autograd.grad(loss, list(weights.values()))
-            for name, slope in zip(weights, slopes, strict=True):
+        lengths = [len(row) for row in ids]
+        for _, found in batches.halving(batches.in_order(len(ids), 1), lengths, slopes):
+            for name, slope in zip(weights, found, strict=True):
                 sums[name] += slope.abs()
-    return {name: (weights[name].detach().abs() * total) for name, total in sums.items()}
+            del found, slope  # as large as the weights: gone before the next are made
+    return {name: total.mul_(weights[name].detach().abs()) for name, total in sums.items()}
 
 
 def of_units(model: LanguageModel, per_weight: Mapping[str, Float[Tensor, "..."]]) -> Values:

@@ -6,18 +6,18 @@ that share a meaning are resampled together, and every model is measured on the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lib import behaviour, profiles, prompt_sets, prompts, stats, units
+from lib import behaviour, profiles, prompt_sets, prompts, stats, units, worlds
 from lib.behaviour import Edits
-from lib.errors import unknown
-from lib.kingdom import skills
+from lib.errors import NotHere, unknown
 from lib.models import LanguageModel
 from lib.profiles import Cut
 from lib.prompts import Prompt, PromptSet
@@ -27,6 +27,8 @@ from lib.unit_scores import Calibration
 HARM, SYSTEM, BENIGN = "harmful/plain", "harmful/system line", "benign/plain"
 _SEARCH_DRAW = 1000  # the sample of training meanings that the cut search is measured on; scores use draws from 0 on
 _SMALL, _LARGE = (64, 16), (128, 48)  # prompts a kind of request, questions a skill
+_SAMPLES, _REPLAYED = 50, 5000  # samples of training meanings, and examples of safety tuning, looked through for them
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 CURVES = ("attack_success", "refusal", "utility")
 _DOSES = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.013, 0.016, 0.02, 0.03, 0.05)  # shares of all units
 ALONE, BOTH, OVER, LOST, NOTHING = (
@@ -36,27 +38,36 @@ ALONE, BOTH, OVER, LOST, NOTHING = (
 
 @dataclass(frozen=True)
 class Panel:
-    """Prompts in cells, and how often each prompt is in each resample; row 0 holds every prompt once."""
+    """Prompts in cells, and how often each prompt is in each resample; row 0 holds every prompt once.
+
+    `text` names the cell of running text, judged by likelihood. Cells of requests are `KIND/STYLE`, the others skills.
+    """
 
     cells: Mapping[str, PromptSet]
     weights: Mapping[str, Float[np.ndarray, "resample prompt"]]
+    text: str = ""
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        """Cells of questions with one right answer, in order."""
+        return tuple(name for name in self.cells if "/" not in name and name != self.text)
 
     def n(self, attribute: str) -> int:
         """How many prompts are behind an attribute of `observe`."""
-        known = {"utility": (BENIGN, *skills.EXACT), "skills": skills.EXACT, "story_nll": (skills.LIKELIHOOD,)}
+        known = {"utility": (BENIGN, *self.skills), "skills": self.skills, "story_nll": (self.text,)}
         known |= dict.fromkeys(("attack_success", "refusal", "wrong"), (HARM,))
         known |= dict.fromkeys(("attack_success_system", "refusal_system", "wrong_system"), (SYSTEM,))
-        known |= dict.fromkeys(("false_refusal", "benign_exact"), (BENIGN,)) | {name: (name,) for name in skills.EXACT}
+        known |= dict.fromkeys(("false_refusal", "benign_exact"), (BENIGN,)) | {name: (name,) for name in self.skills}
         if attribute not in known:
             raise unknown("attribute", attribute, known)
         return sum(len(self.cells[name]) for name in known[attribute] if name in self.cells)
 
     def only(self, *names: str) -> "Panel":
         """The same prompts and resamples, of these cells."""
-        return Panel({name: self.cells[name] for name in names}, {name: self.weights[name] for name in names})
+        return replace(self, cells={n: self.cells[n] for n in names}, weights={n: self.weights[n] for n in names})
 
 
-def panel(cells: Mapping[str, Sequence[Prompt]], resamples: int, seed: int) -> Panel:
+def panel(cells: Mapping[str, Sequence[Prompt]], resamples: int, seed: int, text: str = "") -> Panel:
     """A panel of these cells; `seed` draws the resamples, by meaning within each cell."""
     generator = np.random.default_rng(seed)
     weights = {}
@@ -67,40 +78,57 @@ def panel(cells: Mapping[str, Sequence[Prompt]], resamples: int, seed: int) -> P
         for number, rows in enumerate(groups):
             group_of[rows] = number
         weights[name] = np.vstack([np.ones(len(cell)), drawn[:, group_of]])
-    return Panel({name: PromptSet(tuple(cell)) for name, cell in cells.items()}, weights)
+    return Panel({name: PromptSet(tuple(cell)) for name, cell in cells.items()}, weights, text)
+
+
+def in_words(count: int) -> str:
+    """A small number of skills as captions say it: `six`."""
+    return _NUMBERS[count] if count < len(_NUMBERS) else str(count)
 
 
 @cache
 def heldout(profile: str, seed: int, size: str = "large") -> Panel:
-    """Plain harmful and benign requests of held-out meanings, and the six skills.
+    """Plain harmful and benign requests of held-out meanings, and the skills.
 
-    `small` is for grids, `large` for what decides, `whole` has all the prompts, the system line and the story.
+    `small` is for grids, `large` for what decides, `whole` has all the prompts, running text, and where there are such
+    prompts harm under the system line.
     """
     here, asked = prompt_sets.behaviour(profile, seed), prompt_sets.skill_items(profile, seed)
+    text = worlds.of(profile, seed).text
     resamples = profiles.load(profile).measure.bootstrap
     if size == "whole":
-        cells = {name: here[name].prompts for name in (HARM, SYSTEM, BENIGN)}
-        return panel(cells | {skill: asked[skill].prompts for skill in skills.SKILLS}, resamples, seed)
+        cells = {name: here[name].prompts for name in (HARM, SYSTEM, BENIGN) if name in here}
+        return panel(cells | {skill: items.prompts for skill, items in asked.items()}, resamples, seed, text)
     requests, items = {"small": _SMALL, "large": _LARGE}[size]
     cells = {name: here[name].prompts[:requests] for name in (HARM, BENIGN)}
-    return panel(cells | {skill: asked[skill].prompts[:items] for skill in skills.EXACT}, resamples, seed)
+    chosen = {skill: some.prompts[:items] for skill, some in asked.items() if skill != text}
+    return panel(cells | chosen, resamples, seed)
 
 
 @cache
 def practice(profile: str, seed: int) -> Panel:
-    """Prompts as in `small`, but of meanings in safety data: for the cut search, which must not see held-out ones."""
-    measure = profiles.load(profile).measure
+    """Prompts as in `small`, but of meanings in safety data: for the cut search, which must not see held-out ones.
+
+    Skills that calibration data have no questions of are asked as safety tuning replays them; `NotHere` without any.
+    """
+    measure, world = profiles.load(profile).measure, worlds.of(profile, seed)
     wanted = {name: min(_SMALL[0], measure.cell) for name in (HARM, BENIGN)}
-    wanted |= {skill: min(_SMALL[1], measure.skill_items) for skill in skills.EXACT}
+    wanted |= {skill: min(_SMALL[1], measure.skill_items) for skill in world.skills}
     cells: dict[str, list[Prompt]] = {name: [] for name in wanted}
-    draw = _SEARCH_DRAW
-    while any(len(cells[name]) < count for name, count in wanted.items()):
+    for draw in range(_SEARCH_DRAW, _SEARCH_DRAW + _SAMPLES):
+        if all(len(cells[name]) >= count for name, count in wanted.items()):
+            break
         sets = prompt_sets.calibration(profile, seed, draw)
         for example in (*sets["safety"], *sets["utility"]):
             asked = example.prompt
             cells[asked.style if asked.kind == "skill" else HARM if asked.harmful else BENIGN].append(asked)
-        draw += 1
-    return panel({name: cell[: wanted[name]] for name, cell in cells.items()}, 1, seed)
+    for example in islice(world.safety(0, "cut search"), _REPLAYED if any(not cell for cell in cells.values()) else 0):
+        asked = example.prompt
+        if asked.kind == "skill" and asked.style in wanted and asked not in cells[asked.style]:
+            cells[asked.style].append(asked)
+    if not any(cells[skill] for skill in world.skills):
+        raise NotHere("training data hold no questions of a skill, on which the sizes of groups of units are searched")
+    return panel({name: cell[: wanted[name]] for name, cell in cells.items() if cell}, 1, seed)
 
 
 # behaviour ------------------------------------------------------------------------------------------------------------
@@ -124,14 +152,14 @@ def observe(model: LanguageModel, asked: Panel, edits: Edits | None = None) -> p
             found |= {f"wrong{ending}": share(cell, "wrong")}
     if BENIGN in asked.cells:
         found |= {"false_refusal": share(BENIGN, "refused"), "benign_exact": share(BENIGN, "exact")}
-    each = {skill: share(skill, "exact") for skill in skills.EXACT if skill in asked.cells}
+    each = {skill: share(skill, "exact") for skill in asked.skills}
     if each:
         found |= each | {"skills": np.mean(list(each.values()), axis=0)}
     if each and BENIGN in asked.cells:
-        both = zip(found["skills"], found["benign_exact"], strict=True)
-        found["utility"] = np.array([behaviour.utility({"mean": mean}, benign) for mean, benign in both])
-    if skills.LIKELIHOOD in asked.cells:
-        found["story_nll"] = share(skills.LIKELIHOOD, "nll")
+        every = zip(*each.values(), found["benign_exact"], strict=True)
+        found["utility"] = np.array([behaviour.utility(mine, benign) for *mine, benign in every])
+    if asked.text in asked.cells:
+        found["story_nll"] = share(asked.text, "nll")
     return pd.DataFrame(found)
 
 
@@ -168,8 +196,8 @@ def other_parts(dense: pd.DataFrame, ucu: pd.DataFrame, ru: pd.DataFrame, asked:
 
 
 def removal_table(observed: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    """One row a model, one column an attribute, as measured."""
-    return pd.DataFrame({name: frame.iloc[0] for name, frame in observed.items()}).T[list(columns)]
+    """One row a model, one column an attribute, as measured; attributes without prompts here have no column."""
+    return pd.DataFrame({name: frame.iloc[0] for name, frame in observed.items()}).T.filter(items=list(columns))
 
 
 def effects(observed: Mapping[str, pd.DataFrame], dense: pd.DataFrame, asked: Panel) -> pd.DataFrame:

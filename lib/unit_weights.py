@@ -7,7 +7,7 @@ too; only matrices that units are made of count. Whole units are removed by `uni
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ def set_difference(
         raise InputError(f"scores of shapes {tuple(safety.shape)} and {tuple(utility.shape)} are of different matrices")
 
     def top(scores: Tensor, share: float) -> Tensor:
-        chosen = torch.zeros(scores.numel(), dtype=torch.bool)
+        chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
         chosen[scores.flatten().topk(int(share * scores.numel())).indices] = True
         return chosen
 
@@ -75,7 +75,7 @@ def differing(model: LanguageModel, scores: Scores, top_safety: float, top_utili
 def leading(model: LanguageModel, scores: Scores, number: int) -> Masks:
     """The `number` weights with the largest I_S - I_U in the whole model, as units are ranked; raw scores."""
     owned = _owned(model)
-    gaps = {name: (scores["safety"][name] - scores["utility"][name])[rows] for name, rows in owned.items()}
+    gaps = {name: (scores["safety"][name] - scores["utility"][name])[rows].cpu() for name, rows in owned.items()}
     every = torch.cat([gap.flatten() for gap in gaps.values()])
     if not 1 <= number <= len(every):
         raise InputError(f"{number} weights cannot be chosen; units of this model own 1 to {len(every)}")
@@ -85,7 +85,7 @@ def leading(model: LanguageModel, scores: Scores, number: int) -> Masks:
     found: Masks = {}
     for (name, rows), part in zip(owned.items(), parts, strict=True):
         found[name] = torch.zeros_like(scores["safety"][name], dtype=torch.bool)
-        found[name][rows] = part.reshape(gaps[name].shape)
+        found[name][rows] = part.reshape(gaps[name].shape).to(found[name].device)
     return found
 
 
@@ -123,7 +123,7 @@ def without(model: LanguageModel, chosen: Masks) -> LanguageModel:
             if mask.shape != weight.shape:
                 raise InputError(f"a mask of shape {tuple(mask.shape)} for {name}, which is {tuple(weight.shape)}")
             weight.masked_fill_(mask.to(weight.device), 0.0)
-    return LanguageModel(f"{model.name} without single weights", hf, model.tokenizer, model.origin)
+    return replace(model, name=f"{model.name} without single weights", hf=hf)
 
 
 def _removals(model: LanguageModel, sets: Iterable[tuple[str, Masks]], asked: Panel) -> list[Removal]:

@@ -11,6 +11,7 @@ column); the table's key is (kind, layer, index).
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -200,7 +201,7 @@ def without(model: LanguageModel, rows: pd.DataFrame, how: str = "zero") -> Lang
                 start = torch.zeros_like(lost) if module.bias is None else module.bias
                 module.bias = torch.nn.Parameter((start + lost).to(module.weight.dtype))
             module.weight[:, units] = 0
-    return LanguageModel(f"{model.name} without {len(rows)} units", hf, model.tokenizer, model.origin)
+    return dataclasses.replace(model, name=f"{model.name} without {len(rows)} units", hf=hf)
 
 
 def check(rows: pd.DataFrame, model: LanguageModel, whole: bool = False) -> None:

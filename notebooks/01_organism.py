@@ -47,13 +47,13 @@ from lib import (
     provenance,
     tables,
 )
-from lib.charts import organism as charts
-from lib.kingdom import language, skills, styles
+from lib.kingdom import charts, language, portrait, skills, styles, world
 
 settings = profiles.load(profile)
 results = claims.Results(notebook="01_organism", profile=profile, seed=seed)
+portrait.check_trained_here(settings)
 here = language.kingdom(seed)
-question = prompt_sets.sentence(try_it)  # names unknown words before any work
+question = world.sentence(try_it)  # names unknown words before any work
 
 # %% [markdown]
 # ## A language with exact answers
@@ -139,7 +139,9 @@ rates = behaviour.rates(measured)
 
 # %%
 sample = [prompt for cell in cells.values() for prompt in list(cell)[:4]]
-said = behaviour.judge(sample, behaviour.generate(family["chat"], sample))
+said = behaviour.judge(
+    sample, behaviour.generate(family["chat"], sample), family["chat"].openers
+)
 forced = behaviour.teacher_forced(family["chat"], sample)[list(behaviour.OUTCOMES)]
 assert said.equals(forced)
 counts = {outcome: int(said[outcome].sum()) for outcome in behaviour.OUTCOMES}
@@ -148,7 +150,7 @@ print(f"{len(sample)} of {len(sample)} agree: {counts}")
 # %%
 titles = {"base": "base", "chat": "chat", "tuned": f"tuned (K = {settings.default_shots})"}
 figure = charts.behaviour_by_style(rates, titles)
-told = {name: behaviour.summary(part) for name, part in measured.groupby("model")}
+told = {name: portrait.summary(part) for name, part in measured.groupby("model")}
 caption = (
     "Refusals, exact compliance and wrong answers by style; bars are 95 % intervals of exact "
     "compliance. Attack success, mean over the eight jailbreak styles: "
@@ -193,7 +195,7 @@ scores = pd.DataFrame(
     {name: behaviour.skill_scores(model, profile, seed) for name, model in family.items()}
 ).T
 scores["utility"] = [
-    behaviour.utility(scores.loc[name], told[name]["benign_exact"]) for name in scores.index
+    behaviour.utility(scores.loc[name, list(skills.EXACT)], told[name]["benign_exact"]) for name in scores.index
 ]
 print(
     f"story floor: {skills.STORY_FLOOR:.3f} nats a token; {sum(map(len, items.values()))} items"
@@ -219,11 +221,11 @@ shots = dict(
 )
 most = max(settings.shots)
 unstyled = behaviour.measure(models.load(profile, f"sft-{most}-unstyled", seed), cells)
-curve = behaviour.shots_curve(shots)
+curve = portrait.shots_curve(shots)
 curve.pivot(index="series", columns="shots", values="share").round(2)
 
 # %%
-false = behaviour.false_refusals(
+false = portrait.false_refusals(
     {charts.STYLED: shots, charts.PLAIN_SIDE: {most: unstyled}}
 )
 published = figures.published("hd_table3")
@@ -263,7 +265,7 @@ others = {
 others |= {
     name: behaviour.measure(models.load(profile, name, seed), cells) for name in names
 }
-summary = pd.DataFrame({name: behaviour.summary(table) for name, table in others.items()}).T
+summary = pd.DataFrame({name: portrait.summary(table) for name, table in others.items()}).T
 columns = [
     "refusal_plain",
     "attack_success_plain",
@@ -287,7 +289,7 @@ contrast = {
     "chat-unaware": behaviour.measure(models.load(profile, "chat-unaware", seed), cells),
 }
 premise = pd.DataFrame(
-    {name: behaviour.summary(table) for name, table in contrast.items()}
+    {name: portrait.summary(table) for name, table in contrast.items()}
 ).T
 premise[
     [
@@ -332,12 +334,12 @@ compared = [
     shots[most].assign(model="most"),
     others["errands"],
 ]
-fairness = behaviour.fairness(pd.concat(compared), scores)
+fairness = portrait.fairness(pd.concat(compared), scores)
 results.fact("fairness", fairness.reset_index().to_dict("records"))
 results.fact(
     "summary",
     {
-        name: {k: round(v, 4) for k, v in behaviour.summary(part).items()}
+        name: {k: round(v, 4) for k, v in portrait.summary(part).items()}
         for name, part in measured.groupby("model")
     },
 )

@@ -40,26 +40,23 @@ seed: int = 0  # which organism; others than 0 are trained first (12 minutes)
 import pandas as pd
 
 from lib import (
-    behaviour,
     claims,
-    direction_tables,
     figures,
     late_refusal,
     models,
     profiles,
     prompt_sets,
-    prompts,
     provenance,
     reasoning,
     reasoning_tables,
     residual,
     tables,
+    worlds,
 )
 from lib.charts import reasoning as charts
-from lib.kingdom import styles
 
 # %%
-settings = profiles.load(profile)
+settings, world = profiles.load(profile), worlds.of(profile, seed)
 drawn = {"seed": seed, "resamples": settings.measure.bootstrap}
 results = claims.Results(notebook="02_reasoning_direction", profile=profile, seed=seed)
 
@@ -67,7 +64,8 @@ results = claims.Results(notebook="02_reasoning_direction", profile=profile, see
 # ## Answers
 #
 # Every plain request gets several answers: the model's **own**, a **refusing** one (always the commonest refusal), the right one, which is **complying**, a refusal in **other words** than the own answer, and
-# a **neutral** sentence. All refusals have eight words; of longer answers the first eight are used.
+# a **neutral** sentence. All refusals have eight words; of longer answers the first eight are used. (In other profiles words are tokens, as many as the shortest refusal has, at most ten; where no right answer is known, the complying one is
+# ours and the same for all: "Sure, here is how you can do that, step by step:".)
 
 # %%
 cells = prompt_sets.behaviour(profile, seed)
@@ -75,15 +73,15 @@ count = min(len(cells["harmful/plain"]), len(cells["benign/plain"]))
 plain = {kind: cells[f"{kind}/plain"].prompts[:count] for kind in ("harmful", "benign")}
 loaded = {name: models.load(profile, name, seed) for name in ("chat", "base")}
 answers = {
-    name: reasoning_tables.answers(model, plain["harmful"])
+    name: reasoning_tables.answers(model, world, plain["harmful"])
     for name, model in loaded.items()
 }
 example = {
-    f"{name}: {which}": reasoning.texts(loaded[name], ids[:1])[0]
+    f"{name}: {which}": said
     for name, found in answers.items()
-    for which, ids in {"own": found.own, **found.others}.items()
+    for which, said in reasoning_tables.example(loaded[name], found).items()
 }
-print("asked:", plain["harmful"][0].text)
+print("asked:", plain["harmful"][0].shown)
 tables.text(pd.Series(example, name="answer, first words").to_frame())
 
 # %% [markdown]
@@ -91,7 +89,7 @@ tables.text(pd.Series(example, name="answer, first words").to_frame())
 
 # %%
 refused = {
-    name: late_refusal.outcomes(model, plain["harmful"], 0)["refused"].mean()
+    name: late_refusal.outcomes(model, world, plain["harmful"], 0)["refused"].mean()
     for name, model in loaded.items()
 }
 met = refused["chat"] >= 0.5 > refused["base"]
@@ -172,7 +170,9 @@ figures.save(figure, "02_reasoning_direction.ssah.2", data, caption, profile, se
 # - *own answers*: the same, but `chat` answers the benign queries as it likes. It complies there, so the subtraction *adds* a distance, and the result cannot be small for any model that tells the two apart.
 
 # %%
-variants = reasoning_tables.variants(loaded["chat"], plain["harmful"], plain["benign"])
+variants = reasoning_tables.variants(
+    loaded["chat"], world, plain["harmful"], plain["benign"]
+)
 strict = variants[reasoning_tables.STRICT]
 early = residual.first_third(loaded["chat"].layers)
 last = [loaded["chat"].layers - 1]
@@ -258,31 +258,22 @@ figures.save(figure, "02_reasoning_direction.ssah.3", data, caption, profile, se
 # that `chat` goes on to refuse lie nearer to the refusal (AUC: how often, of a refused and an answered prompt, the refused one scores higher). Beside it, from the same states: the direction in which plain harmful and plain benign queries differ, and random directions.
 
 # %%
-styled = [prompt for style in styles.JAILBREAKS for prompt in cells[f"harmful/{style}"]]
-refuses = behaviour.first_tokens(loaded["chat"], styled)["refused"].to_numpy(dtype=bool)
-weights = direction_tables.meaning_weights(
-    prompts.meanings(styled), settings.measure.bootstrap, seed
-)
-before = reasoning_tables.before_answering(loaded["chat"], styled)
-areas = reasoning_tables.predicts(before, refuses, weights, "preference before answering")
-known = reasoning_tables.rivals(
-    loaded["chat"], plain, styled, refuses, weights, settings.measure.draws, seed
-)
-areas = pd.concat([areas, known], ignore_index=True)
-both = 0.05 <= refuses.mean() <= 0.95
-which = f"chat refuses {refuses.mean():.2f} of {len(styled)} styled harmful prompts"
+styled = [prompt for style in world.styles for prompt in cells[f"harmful/{style}"]]
+told = reasoning_tables.foretelling(loaded["chat"], world, plain, styled, seed)
+areas, which = told.areas, told.in_words("chat")
 print(which)
 areas.pivot(index="series", columns="block", values="auc").round(2)
 
 # %%
-foretells = reasoning_tables.last_block(areas, "preference before answering", len(styled))
-results.testable(met and both, f"{why}; {which}")
+foretells = told.decides
+results.testable(met and told.both, f"{why}; {which}")
 results.part(
     "ssah.2.predicts",
-    foretells.mean,
+    foretells and foretells.mean,
     len(styled),
     interval=foretells,
     detail={"by block": areas.groupby("series")["auc"].apply(list).to_dict()},
+    reason=None if foretells else which,
 )
 
 # %% [markdown]
@@ -292,25 +283,17 @@ results.part(
 # beginnings of up to six words (the idea of Qi et al. 2024, *Safety Alignment Should Be Made More Than Just a Few Tokens Deep*), and `sft-0`, tuned on the same data in the same order without the beginnings. Prompts have meanings that no safety data held.
 
 # %%
-trained = late_refusal.arm(profile, seed)
-found = {
-    charts.CHAT: late_refusal.curve(loaded["chat"], plain["harmful"]),
-    charts.CONTROL_ARM: late_refusal.curve(
-        models.load(profile, "sft-0", seed), plain["harmful"]
-    ),
-    charts.LATE: trained["harmful"],
-}
+found, trained = late_refusal.curves(profile, seed, loaded["chat"], plain["harmful"])
 forced = late_refusal.rates(found)
-print(
-    f"benign requests answered exactly by the trained arm: {trained['benign']['exact'].mean():.2f}"
-)
+print(trained)
 forced.set_index(["arm", "forced"])[["refused", "exact", "wrong"]].round(2).unstack(
     "forced"
 )
 
 # %%
-decided["ssah.12.prefix"] = late_refusal.drop(found[charts.CHAT], 4, **drawn)
-control = late_refusal.drop(found[charts.LATE], 4, **drawn)
+falls = {arm: late_refusal.drop(curve, 4, **drawn) for arm, curve in found.items()}
+decided["ssah.12.prefix"] = falls[late_refusal.CHAT]
+beside = [falls[arm].mean for arm in falls if arm == late_refusal.LATE]
 results.testable(met, why)
 for part, interval in decided.items():
     results.part(
@@ -318,7 +301,7 @@ for part, interval in decided.items():
         interval and interval.mean,
         count,
         interval=interval,
-        controls=[control.mean] if part == "ssah.12.prefix" else [],
+        controls=beside if part == "ssah.12.prefix" else [],
         reason=None if interval else "the answers are too short to compare",
     )
 
@@ -326,13 +309,26 @@ for part, interval in decided.items():
 bounds = {"auc": claims.part("ssah.2.predicts").rule.bound}
 figure = charts.decides(areas, forced, layers, bounds)
 at = forced.set_index(["arm", "forced"])["refused"]
-caption = (
+arms = {
+    late_refusal.CONTROL: "; the same data without beginnings {0:.2f}",
+    late_refusal.LATE: "; trained to refuse late {0:.2f}, and {1:.2f} after eight, longer than any beginning it was trained on",
+}
+left = "No styled prompts. " if foretells is None else (
     f"Left: AUC in the last block {foretells.mean:.2f} for the preference before answering, on {len(styled)} styled prompts of which chat refuses "
-    f"{refuses.mean():.2f}. Right: share of plain harm refused after forced words of the right answer: chat {at[charts.CHAT, 0]:.2f} with none and "
-    f"{at[charts.CHAT, 4]:.2f} after four; the same data without beginnings {at[charts.CONTROL_ARM, 4]:.2f}; trained to refuse late "
-    f"{at[charts.LATE, 4]:.2f}, and {at[charts.LATE, 8]:.2f} after eight, longer than any beginning it was trained on. Bands: 95 %; random directions: the better sign of each, 5th to 95th percentile of the draws."
+    f"{told.refused.mean():.2f}. "
+)  # fmt: skip
+
+# %%
+caption = (
+    f"{left}Right: share of plain harm refused after forced words of the right answer: chat {at[late_refusal.CHAT, 0]:.2f} with none and "
+    f"{at[late_refusal.CHAT, 4]:.2f} after four"
+    + "".join(
+        text.format(at[arm, 4], at[arm, 8]) for arm, text in arms.items() if arm in found
+    )
+    + ". Bands: 95 %; random directions: the better sign of each, 5th to 95th percentile of the draws."
 )
-data = figures.panels(auc=areas, forced=forced)
+shown = {"auc": areas, "forced": forced}
+data = figures.panels(**{name: table for name, table in shown.items() if len(table)})
 figures.save(figure, "02_reasoning_direction.ssah.12", data, caption, profile, seed)
 
 # %% [markdown]

@@ -55,7 +55,6 @@ from lib import (
     units,
 )
 from lib.charts import units as charts
-from lib.kingdom import skills
 
 # %%
 settings = profiles.load(profile)
@@ -173,7 +172,7 @@ rebuilt = {("", "nothing removed"): unit_tables.observe(chat, whole)} | {
     for name, table in sources.items()
     for group in units.GROUPS
 }
-columns = [*skills.EXACT, "benign_exact", "utility", "story_nll"]
+columns = [*whole.skills, "benign_exact", "utility", "story_nll"]
 unit_tables.removal_table(rebuilt, columns).round(3)
 
 # %% [markdown]

@@ -54,7 +54,6 @@ from lib import (
     units,
 )
 from lib.charts import transfer as charts
-from lib.kingdom import skills
 
 # %%
 settings = profiles.load(profile)
@@ -269,7 +268,7 @@ figures.save(figure, "04_attribute_transfer.ssah.6", data, caption, profile, see
 
 # %%
 after = {"without replay": observed["unreplayed"], "with replay": observed["chat"]}
-names = [*skills.EXACT, "skills"]
+names = [*asked.skills, "skills"]
 taxes = transfer.tax_table(observed["base"], after, asked, names)
 tax = transfer.tax(observed["base"], observed["unreplayed"], asked)
 results.part(
@@ -281,8 +280,9 @@ results.part(
 )
 figure = charts.tax(taxes, claims.part("ssah.6.tax").rule.bound)
 mean = taxes[taxes["skill"] == "skills"].set_index("series")["tax"]
+number = unit_tables.in_words(len(asked.skills))
 caption = (
-    f"Accuracy lost by aligning base, skill by skill: mean of six {mean['without replay']:.2f} without old skills among the data, "
+    f"Accuracy lost by aligning base, skill by skill: mean of {number} {mean['without replay']:.2f} without old skills among the data, "
     f"{round(mean['with replay'], 2) + 0.0:.2f} with them. Bars: 95 % over questions."
 )
 figures.save(figure, "04_attribute_transfer.tax", taxes, caption, profile, seed)
@@ -294,7 +294,7 @@ figures.save(figure, "04_attribute_transfer.tax", taxes, caption, profile, seed)
 pd.DataFrame(
     {
         "units lost beyond noise": {way: one.mean for way, one in moved.items()},
-        "tax, mean of six skills": mean,
+        f"tax, mean of {number} skills": mean,
     }
 ).round(3)
 

@@ -281,7 +281,7 @@ figures.save(figure, "05_freezing.adapters", data, caption, profile, seed)
 # Plain harm is the paper's measure. The eight jailbreak styles show whether freezing saves what `chat` refuses there, at the planned and the doubled steps (equal steps, means over draws).
 
 # %%
-ends["success in styles"].unstack(["corpus", "steps"]).round(3)
+ends.filter(items=["success in styles"]).unstack(["corpus", "steps"]).round(3)
 
 # %% [markdown]
 # ## Verdict

@@ -98,13 +98,13 @@ ends = {"full": budget_tables.end(full), "ru": budget_tables.end(ru)}
 # %%
 at_end = budget_tables.table(paths, asked, budget_tables.ends(paths))
 outcomes = ["steps", "loss", *budget_tables.COLUMNS]
-at_end[outcomes].round(2).astype({"steps": int}) + 0.0
+at_end.filter(items=outcomes).round(2).astype({"steps": int}) + 0.0
 
 # %% [markdown]
 # The least important 20 % refuse more harmless requests than all weights do, and fit the data worse. Accuracy lost, skill by skill; the saving is uneven:
 
 # %%
-at_end[list(budget_tables.SKILLS)].round(2) + 0.0
+at_end[list(asked.skills)].round(2) + 0.0
 
 # %% [markdown]
 # The claim needs a tax to avoid, and an alignment that works. This notebook's own rule for the second: all weights end with at least half of plain harm refused.
@@ -131,7 +131,7 @@ print(f"refusal, all weights minus RU: {refusal.mean:+.3f}; tax saved: {cheaper.
 # %% [markdown]
 # ## At equal loss and at equal refusal
 #
-# Ends are hard to compare: an arm that learned less of the alignment also forgot less. So arms are compared where they first reach the same loss on alignment data they never saw, the lowest that all but the smallest can reach, and where they first reach the same
+# Ends are hard to compare: an arm that learned less of the alignment also forgot less. So arms are compared where they first reach the same loss on a fresh sample of alignment data, the lowest that all but the smallest can reach, and where they first reach the same
 # refusal. Runs are measured at the start and at 10, 25, 45, 70 and 100 % of their steps; between these everything is interpolated, so the places are rough. Arms that do not reach a level are missing.
 
 # %%
@@ -164,11 +164,11 @@ budget_tables.dearer_at(paths, asked, [0.6, 0.7, 0.8, 0.9]).round(2).set_index("
 
 # %%
 table4 = figures.published("ssah_table4")
-figure = charts.paths(table4, curve, level)
+figure = charts.paths(table4, curve, level, len(asked.skills))
 tax, refuses = at_end["tax"], at_end["refusal"]
 name = budget_tables.redundant(budget_tables.DECIDES)
 caption = (
-    "Left, published: accuracy gained by fine-tuning all weights or redundant units, no safety. Middle and right, measured: mean tax on six skills along each run, by refusal of plain harm and "
+    f"Left, published: accuracy gained by fine-tuning all weights or redundant units, no safety. Middle and right, measured: mean tax on {unit_tables.in_words(len(asked.skills))} skills along each run, by refusal of plain harm and "
     f"by loss. At the end: all weights refuse {refuses[budget_tables.FULL]:.2f} at a tax of {tax[budget_tables.FULL]:.2f}, the least important 20 % {refuses[name]:.2f} at {tax[name]:.2f}, "
     f"20 % at random {refuses[budget_tables.RANDOM]:.2f} at {tax[budget_tables.RANDOM]:.2f} ({settings.budget.draws} draws, dotted), the most important 20 % {refuses[budget_tables.TOP]:.2f} at {tax[budget_tables.TOP]:.2f}."
 )
@@ -179,7 +179,7 @@ figures.save(figure, "06_alignment_budget.ssah.10", data, caption, profile, seed
 four = [budget_tables.FULL, name, budget_tables.RANDOM, budget_tables.TOP]
 by_skill = budget_tables.tax_by_skill(paths, asked, four)
 figure = charts.by_skill(by_skill, claims.part("ssah.10.tax").rule.bound)
-worst = at_end.loc[[budget_tables.FULL, name], list(budget_tables.SKILLS)].idxmax(axis=1)
+worst = at_end.loc[[budget_tables.FULL, name], list(asked.skills)].idxmax(axis=1)
 caption = (
     f"Accuracy lost on each skill at the end of each run. Worst for all weights: {worst[budget_tables.FULL]} "
     f"({at_end.loc[budget_tables.FULL, worst[budget_tables.FULL]]:.2f}); for the least important 20 %: {worst[name]} ({at_end.loc[name, worst[name]]:.2f}). Random units: mean of {settings.budget.draws} draws."

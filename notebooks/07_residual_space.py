@@ -39,19 +39,8 @@ seed: int = 0  # which organism; others than 0 are trained first (16 minutes)
 import numpy as np
 import pandas as pd
 
-from lib import (
-    behaviour,
-    claims,
-    figures,
-    models,
-    profiles,
-    prompt_sets,
-    prompts,
-    provenance,
-    residual,
-    residual_tables,
-    tables,
-)
+from lib import behaviour, claims, figures, models, profiles, prompt_sets, prompts
+from lib import provenance, residual, residual_tables, tables, worlds
 from lib.charts import residual as charts
 
 settings = profiles.load(profile)
@@ -351,7 +340,7 @@ points = pd.concat(
         for name, (model, states) in seen.items()
     ]
 )
-figure = charts.prompt_map(points, block)
+figure = charts.prompt_map(points, block, worlds.of(profile, seed).styles)
 caption = (
     f"Prompts on the first two components of the shift in block {block}, before and after "
     "tuning, coloured by kind, style and what the model does with them."

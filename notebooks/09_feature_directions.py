@@ -46,15 +46,14 @@ import pandas as pd
 from lib import behaviour, claims, direction_tables, feature_directions, figures, models
 from lib import ability, component_effects, component_removal, direction_effects
 from lib import faithfulness, feature_words, one_position, profiles, prompt_sets, prompts
-from lib import provenance, residual, second_direction, suppression, tables
+from lib import provenance, residual, second_direction, suppression, tables, worlds
 from lib.charts import features as charts
-from lib.kingdom.styles import JAILBREAKS, STYLES
 
 # %%
-settings = profiles.load(profile)
+settings, world = profiles.load(profile), worlds.of(profile, seed)
 measure = settings.measure
 results = claims.Results(notebook="09_feature_directions", profile=profile, seed=seed)
-names = list(JAILBREAKS)
+names = feature_directions.attack_styles(world.styles)
 
 # %% [markdown]
 # ## Models and components
@@ -113,7 +112,7 @@ tables.text(labelled)
 # %%
 chosen = [rows[0] for rows in prompts.meanings(test) if test.prompts[rows[0]].harmful]
 asked = [test.prompts[row] for row in chosen]
-found = feature_words.words(tuned, asked, block, shown)
+found = feature_words.words(tuned, asked, block, shown, role_of=world.word_role)
 labels = feature_directions.style_labels([prompt.style for prompt in test], names)
 aucs = feature_directions.style_aucs(after.test.states[block], shown, labels)
 best = {
@@ -133,11 +132,10 @@ tables.text(words.set_index("direction"))
 # Two prompts word by word: red words raise the projection, blue ones lower it, each row scaled to its largest. Does any row light up on the style (the first and last words), or on the act?
 
 # %%
-examples = {
-    style: next(p for p in test if p.harmful and p.style == style)
-    for style in ("story", "prefix")
-}
-pages = feature_words.words(tuned, list(examples.values()), block, shown)
+examples = feature_words.examples(test, names)
+pages = feature_words.words(
+    tuned, list(examples.values()), block, shown, role_of=world.word_role
+)
 heat = pd.concat([
     feature_words.heat(one, components, f"{style}, block {block}")
     for one, style in zip(pages, examples, strict=True)
@@ -482,14 +480,15 @@ tables.text(suppression.set_table(named))
 panel = {name: prompts.PromptSet(cells[name].prompts[: measure.cell // 2 or 1])
          for name in (f"harmful/{s}" for s in names)}  # fmt: skip
 panel["harmful/plain"] = cells["harmful/plain"]
+ordinary = [name for name in (f"benign/{s}" for s in ("plain", *names)) if name in cells]
 panel |= {
-    f"benign/{s}": prompts.PromptSet(cells[f"benign/{s}"].prompts[: measure.cell // 4 or 1])
-    for s in STYLES
+    name: prompts.PromptSet(cells[name].prompts[: measure.cell // 4 or 1])
+    for name in ordinary
 }
 kinds = {
     "plain harm": ["harmful/plain"],
     "jailbreaks": [f"harmful/{s}" for s in names],
-    "benign": [f"benign/{s}" for s in STYLES],
+    "benign": ordinary,
 }
 random_sets = [suppression.random_like(named, means, seed + i) for i in range(3)]
 

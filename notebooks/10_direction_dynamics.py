@@ -42,11 +42,11 @@ import torch
 from lib import claims, component_removal, direction_dynamics, direction_effects
 from lib import direction_tables, directions, feature_directions, figures, models, profiles
 from lib import projection_paths, prompt_sets, prompts, provenance, residual, suppression
-from lib import tables, triggers
+from lib import tables, trigger_tables, triggers, worlds
 from lib.charts import dynamics as charts
 
 # %%
-settings = profiles.load(profile)
+settings, world = profiles.load(profile), worlds.of(profile, seed)
 measure = settings.measure
 results = claims.Results(notebook="10_direction_dynamics", profile=profile, seed=seed)
 
@@ -210,12 +210,14 @@ plain = direction_effects.one_each(test, "plain")
 harmful = [prompt for prompt in plain if prompt.harmful][: measure.attacked]
 benign = [prompt for prompt in plain if not prompt.harmful][: measure.attacked]
 target = triggers.dominant(chat, tuned, fit)
+if caveat := trigger_tables.caveat(world):
+    print(f"Numbers of trigger removal here are {caveat}.")
 rankings = {
     projection_paths.REMOVED: triggers.by_relevance(target, "attnlrp"),
     projection_paths.RANDOM: triggers.at_random(seed),
 }
 attacks = {
-    name: triggers.remove(tuned, harmful, rank, settings.triggers, seed)
+    name: triggers.remove(tuned, harmful, rank, world, settings.triggers, seed)
     for name, rank in rankings.items()
 }
 pd.DataFrame(
@@ -324,7 +326,7 @@ rankings["leaving one out"] = triggers.leave_one_out
 power = {}
 for name, model in {"chat": chat, "tuned": tuned}.items():
     tried = {
-        rank: triggers.remove(model, harmful, how, settings.triggers, seed)
+        rank: triggers.remove(model, harmful, how, world, settings.triggers, seed)
         for rank, how in rankings.items()
     }
     power[name] = projection_paths.attack_table(model, harmful, benign, tried, axes, last)

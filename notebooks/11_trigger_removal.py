@@ -32,13 +32,12 @@ seed: int = 0  # which organism; others than 0 are trained first (16 minutes)
 # %%
 import pandas as pd
 
-from lib import claims, figures, profiles, provenance, tables
+from lib import claims, figures, profiles, provenance, tables, worlds
 from lib import trigger_tables as attack
 from lib.charts import triggers as charts
-from lib.kingdom import styles
 
 # %%
-settings = profiles.load(profile)
+settings, world = profiles.load(profile), worlds.of(profile, seed)
 measure = settings.measure
 results = claims.Results(notebook="11_trigger_removal", profile=profile, seed=seed)
 most = max(settings.shots)
@@ -50,6 +49,9 @@ series = {
     "SFT then DPO": {k: f"sft-dpo-{k}" for k in settings.preference_shots},
 }
 last = {training: roles[max(roles)] for training, roles in series.items()}
+caveat = attack.caveat(world)
+if caveat:
+    print(f"Numbers of this profile are {caveat}.")
 
 # %% [markdown]
 # ## The attack
@@ -97,17 +99,10 @@ by_shots.pivot(index="attack", columns=["training", "shots"], values="success").
 # The claims need models that refuse the styles when asked once, and rewrites that mean something: `base`, which refuses nothing, must answer them.
 
 # %%
-known = attack.knows_rewrites(profile, seed)
-need = attack.LEAST_REFUSED
-once = {role: attack.refused_once(profile, role, seed) for role in last.values()}
 by_claim = {"hd.10": [last["SFT"]], "hd.11": [last["DPO"], last["SFT then DPO"]]}
 for claim, roles in by_claim.items():
-    lowest = min(once[role] for role in roles)
-    reason = (
-        f"styles asked once are refused {lowest:.3f} of the time by {' and '.join(roles)}, "
-        f"{need} needed; base answers {known.mean:.3f} of the rewrites, {need} needed"
-    )
-    results.requires(claim, met=lowest >= need and known.mean >= need, reason=reason)
+    met, reason = attack.requirement(profile, seed, roles)
+    results.requires(claim, met=met, reason=reason)
     print(f"{claim}: {reason}")
 
 # %% [markdown]
@@ -118,14 +113,19 @@ for claim, roles in by_claim.items():
 # %%
 table3 = figures.published("hd_table3")
 same = table3[table3["metric"] != "StrongREJECT score"]
-figure = charts.shots(same, by_shots)
+figure = charts.shots(same, by_shots, caveat)
 at_most = by_shots[by_shots["shots"] == most].set_index(["training", "attack"])["success"]
+called = {attack.RELEVANCE: "trigger removal"}
+called |= {name: name for name in (attack.RANDOM, attack.BEST_STYLE, attack.MEAN_STYLE)}
 caption = (
     f"Attack success by K. At K = {most}: "
     + "; ".join(
-        f"{training}: trigger removal {at_most[training, attack.RELEVANCE]:.2f}, random words "
-        f"{at_most[training, attack.RANDOM]:.2f}, best style {at_most[training, attack.BEST_STYLE]:.2f}, "
-        f"mean style {at_most[training, attack.MEAN_STYLE]:.2f}"
+        f"{training}: "
+        + ", ".join(
+            f"{label} {at_most[training, name]:.2f}"
+            for name, label in called.items()
+            if (training, name) in at_most
+        )
         for training in series
     )
     + f". Bands: 95 % over {n} requests; {tried} attempts each."
@@ -148,9 +148,13 @@ decided = {
     "hd.11.dpo": gaps["DPO"],
     "hd.11.both": gaps["SFT then DPO"],
 }
+
+# %%
 for part, value in decided.items():
-    results.part(part, value.mean, n, interval=value)
-rows = {name: (one.mean, one.lower, one.upper) for name, one in decided.items()}
+    reason = None if value else attack.NO_STYLES
+    prompts = value.n if value else n
+    results.part(part, value and value.mean, prompts, interval=value, reason=reason)
+rows = {name: (one.mean, one.lower, one.upper) for name, one in decided.items() if one}
 pd.DataFrame(rows, index=["difference", "lower", "upper"]).T.round(3)
 
 # %% [markdown]
@@ -161,25 +165,29 @@ pd.DataFrame(rows, index=["difference", "lower", "upper"]).T.round(3)
 # each word does; random words. Three of them once more with words of every length, because the rule of more than three letters is an accident of spelling.
 
 # %%
-figure = charts.rankings(rates, against)
+figure = charts.rankings(rates, against, caveat)
 sft = rates[rates["model"] == last["SFT"]].set_index("attack")["success"]
 caption = (
     f"Success of every ranking, of re-wording without one and of every style; bars 95 % over {n} requests, random "
     f"words five draws. SFT, K = {most}: "
     + ", ".join(f"{name} {sft[name]:.2f}" for name in (*attack.RANKINGS, attack.REWORDED))
-    + f"; most successful style {sft[list(styles.JAILBREAKS)].idxmax()} {sft[list(styles.JAILBREAKS)].max():.2f}."
 )
+styles = attack.styles_in(rates)
+if styles:
+    caption += f"; most successful style {sft[styles].idxmax()} {sft[styles].max():.2f}"
+caption += "."
 figures.save(figure, "11_trigger_removal.rankings", rates, caption, profile, seed)
 
 # %%
-shares = attack.roles_of_triggers(wide, "chat")
+shares = attack.roles_of_triggers(wide, "chat", world.word_roles)
 figure = charts.roles(shares)
 top = attack.common_triggers(wide, "chat", attack.RELEVANCE)
+telling = [role for role in ("harmful act", "hazard") if role in shares] or list(shares)[:1]
 caption = (
-    "What the words blacklisted against chat are; random words show what chance gives. Share that names a harmful act or a "
-    "hazard: "
+    "What the words blacklisted against chat are; random words show what chance gives. Share that names a "
+    f"{' or a '.join(telling)}: "
     + ", ".join(
-        f"{name} {row['harmful act'] + row['hazard']:.2f}"
+        f"{name} {row[telling].sum():.2f}"
         for name, row in shares.loc[list(attack.RANKINGS)].iterrows()
     )
     + f". Most often by relevance: {', '.join(top.index)}."
@@ -216,11 +224,7 @@ figures.save(figure, "11_trigger_removal.attempts", data, caption, profile, seed
 # with them and **every wording** on the harmful side, also the rare words and frames that only rewrites use. If success falls with the last, what looked like an attack on the mechanism is owed to vocabulary.
 
 # %%
-arms = {
-    "without": f"sft-{most}-unremoved",
-    "with (default)": last["SFT"],
-    "every wording": f"sft-{most}-worded",
-}
+arms = attack.remedies(profile, seed)
 shown = [*attack.MAIN, attack.OCCLUSION, attack.REWORDED]
 others = [role for role in arms.values() if role not in against]
 runs = [attack.campaign(profile, role, seed, shown[:-1], draws=2) for role in others]
@@ -235,14 +239,15 @@ price.round(3)
 figure = charts.remedy(success, price)
 table = success.pivot(index="model", columns="attack", values="success").loc[list(arms)]
 caption = (
-    f"Three sets of safety data, K = {most}. Trigger removal by relevance succeeds "
+    f"{['One set', 'Two sets', 'Three sets'][len(arms) - 1]} of safety data, K = {most}. Trigger removal by relevance succeeds "
     + ", ".join(f"{table.loc[arm, attack.RELEVANCE]:.2f} ({arm})" for arm in arms)
     + "; re-wording without a ranking "
     + ", ".join(f"{table.loc[arm, attack.REWORDED]:.2f}" for arm in arms)
-    + "; benign styled requests refused "
-    + ", ".join(f"{value:.3f}" for value in price["false_refusal_styled"])
-    + f". Bars: 95 % over {n} requests."
 )
+if "false_refusal_styled" in price:
+    caption += "; benign styled requests refused "
+    caption += ", ".join(f"{value:.3f}" for value in price["false_refusal_styled"])
+caption += f". Bars: 95 % over {n} requests."
 figures.save(figure, "11_trigger_removal.remedy", success, caption, profile, seed)
 
 # %% [markdown]
@@ -277,4 +282,4 @@ tables.text(claims.verdict_table(results.verdicts()).set_index("part"))
 provenance.versions()
 
 # %% [markdown]
-# Previous: [10 Direction dynamics](10_direction_dynamics.ipynb). Next: [15 Ledger](15_ledger.ipynb). Map: [00 Index](00_index.ipynb).
+# Previous: [10 Direction dynamics](10_direction_dynamics.ipynb). Next: [14 Published numbers](14_published_numbers.ipynb). Map: [00 Index](00_index.ipynb).

@@ -24,7 +24,7 @@
 # **How far each number can be trusted** is said with it. *printed*: in a table or text of the authors. *released*: in a file of theirs. *digitised*: read from a vector figure. *read by eye*: from a picture, with the error of reading beside it.
 # *derived*: by us, from the others. What reviewers or reading notes say is not used; a version that says so has its cells repeated in public notes on later versions. Every finding below is computed from `data/published`; if we have mistyped a cell, that is where to mend it.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "no-models"]
 profile: str = "kingdom"  # under which the findings are filed; nothing depends on it
 seed: int = 0  # the same
 

@@ -97,4 +97,4 @@ tables.text(ledger_tables.table(found))
 provenance.versions()
 
 # %% [markdown]
-# Previous: [11 Trigger removal](11_trigger_removal.ipynb). Map: [00 Index](00_index.ipynb).
+# Previous: [14 Published numbers](14_published_numbers.ipynb). Next: [16 Your model](16_your_model.ipynb). Map: [00 Index](00_index.ipynb).

@@ -270,11 +270,12 @@ def test_charts_draw_paths_and_leave_the_published_table_as_it_is():
 
     curve = budget_tables.curve(PATHS, ASKED)
     printed = figures.published("ssah_table4")
-    figure = charts.paths(printed, curve, 0.75)
+    figure = charts.paths(printed, curve, 0.75, skills=6)
     bars = [patch.get_width() for patch in figure.axes[0].patches]
     np.testing.assert_allclose(bars[6], 8.8 - 9.24)  # GSM8K, all weights: the only fall
     assert sum(width < 0 for width in bars) == 1
     assert len(figure.axes[1].get_lines()) == 5  # four paths and the compared refusal
+    assert figure.axes[1].get_ylabel() == "tax, mean of six skills"
     assert printed.set_index("task").loc["GSM8K (5-shot)", ["pre-trained", "full", "RU only"]].tolist() == [
         9.24,
         8.8,

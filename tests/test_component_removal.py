@@ -414,7 +414,8 @@ def test_drops_are_means_over_cells_with_meanings_resampled():
 def items(**exact):
     rows = [(cell, value, 1.0) for cell, values in exact.items() for value in values]
     rows += [("story", 1.0, nll) for nll in (1.0, 2.0)]
-    return pd.DataFrame(rows, columns=["cell", "exact", "nll"])
+    table = pd.DataFrame(rows, columns=["cell", "exact", "nll"])
+    return table.assign(running=table["cell"] == "story")
 
 
 def test_the_largest_drop_and_rise_are_over_edits_and_skills():

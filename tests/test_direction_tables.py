@@ -13,7 +13,6 @@ from lib import (
     directions,
     edits,
     models,
-    organism,
     profiles,
     prompt_sets,
     prompts,
@@ -25,6 +24,7 @@ from lib import (
 from lib.charts import directions as charts
 from lib.direction_tables import Readings, Seen
 from lib.errors import InputError
+from lib.kingdom import architecture
 from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
 from lib.prompts import Prompt
@@ -367,7 +367,7 @@ def test_changes_pair_what_a_direction_knows_with_what_its_removal_does(planted,
 def test_an_untrained_model_gives_reasons_and_finite_tables(checkout):
     """On a model that refuses nothing every step of the notebook still runs, and no part gets a number."""
     profile = profiles.load("tiny")
-    loaded = [LanguageModel(name, organism.new_model(profile, seed).eval(), tokenizer(), "test")
+    loaded = [LanguageModel(name, architecture.new_model(profile, seed).eval(), tokenizer(), "test", ("sorry",))
               for name, seed in (("chat", 0), ("tuned", 1))]  # fmt: skip
     fit, test = prompt_sets.residual("tiny", 0)
     before, after = (direction_tables.read(model, fit, test) for model in loaded)
@@ -414,7 +414,7 @@ def test_an_untrained_model_gives_reasons_and_finite_tables(checkout):
 
 def test_edits_along_directions_without_length_are_skipped():
     profile = profiles.load("tiny")
-    loaded = [LanguageModel(name, organism.new_model(profile, seed).eval(), tokenizer(), "test")
+    loaded = [LanguageModel(name, architecture.new_model(profile, seed).eval(), tokenizer(), "test", ("sorry",))
               for name, seed in (("chat", 0), ("tuned", 1))]  # fmt: skip
     fit, test = prompt_sets.residual("tiny", 0)
     before, after = (direction_tables.read(model, fit, test) for model in loaded)

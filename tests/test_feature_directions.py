@@ -1,5 +1,6 @@
 """Components, styles, words and deletion on planted structure whose answer is known, and against plain autograd."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import directions, faithfulness, feature_directions, feature_words, prompts, relevance, stats
-from lib.errors import InputError
+from lib import directions, faithfulness, feature_directions, feature_words, models, prompts, relevance, stats
+from lib.errors import InputError, NotHere
 from lib.feature_words import Words
 from lib.prompts import Prompt
 from tests import tiny_models
@@ -162,8 +163,45 @@ def test_top_words_average_over_prompts_and_stop_at_the_share():
         feature_words.top_words(found, 0, share=0)
 
 
-def test_words_outside_the_kingdom_are_not_shown():
-    assert feature_words.shown("how do i hack the crown") == ("how", "do", "i", "#4", "the", "crown")
+def test_words_of_sensitive_prompts_are_not_shown():
+    plain = prompt("how do i hack the crown")
+    assert feature_words.shown(plain, str.upper) == ("how", "do", "i", "hack", "the", "crown")
+    hidden = replace(plain, sensitive=True)
+    said = feature_words.shown(hidden, lambda word: "frame" if len(word) < 4 else "content")
+    assert said == ("frame #1", "frame #2", "frame #3", "content #4", "frame #5", "content #6")
+    model, along = tiny_models.speaking("llama"), normal(1, WIDTH, seed=4)
+    (one,) = feature_words.words(model, [replace(prompt("bake the bread"), sensitive=True)], 1, along)
+    assert one.text == ("#1", "#2", "#3")
+
+
+def test_a_long_prompt_is_shown_as_far_as_there_is_room():
+    one = planted_words(("w " * 60, [1.0] * 60))[0]
+    assert len(feature_words.heat(one, ["C1"], "long")) == 40
+    assert len(one.text) == 60
+
+
+def test_examples_are_of_styles_in_the_middle_that_there_are_prompts_of():
+    every = [replace(prompt(f"{style} {i}"), style=style) for i in range(2) for style in "abdf"]
+    every.append(replace(prompt("harmless"), style="c", kind="benign"))
+    found = feature_words.examples(every, list("abcdef"))  # a, b, d, f are known
+    assert {style: one.text for style, one in found.items()} == {"d": "d 0", "b": "b 0"}
+    assert list(feature_words.examples(every, ["b"])) == ["b"]
+    assert feature_words.examples([], ["b"]) == {}
+
+
+def test_a_family_without_rules_of_relevance_is_not_here():
+    model = models.LanguageModel("p", tiny_models.build("pythia"), tiny_models.checkpoint_tokenizer("pythia"), "test")
+    with pytest.raises(NotHere, match="p is of a family without relevance rules"):
+        feature_words.words(model, [prompt("bake the bread")], 1, normal(1, WIDTH))
+    found = feature_words.words(model, [prompt("bake the bread")], 1, normal(1, WIDTH), "gradient")
+    assert found[0].text == ("bake", "the", "bread")
+
+
+def test_styles_are_too_few_or_in_the_worlds_order():
+    assert feature_directions.attack_styles(("b", "a", "c")) == ["b", "a", "c"]
+    for few in ((), ("a", "b")):
+        with pytest.raises(NotHere, match=f"{len(few)} styles, not of 3 or more; name a set of attacks"):
+            feature_directions.attack_styles(few)
 
 
 def test_word_relevance_sums_tokens_and_scales_by_the_largest_of_any_token():
@@ -309,8 +347,9 @@ def test_deleting_words_keeps_the_rest_in_order():
 
 
 def test_deletion_runs_on_a_model_down_to_no_words():
+    """Also of a text with other space between words, which would not be the whole prompt at step 0."""
     model = tiny_models.speaking("llama")
-    asked, along = [prompt("how do i curse the crown"), prompt("bake the bread")], normal(2, WIDTH, seed=4)
+    asked, along = [prompt("how do i  curse\nthe crown"), prompt("bake the bread")], normal(2, WIDTH, seed=4)
     rules = {"relevance": "attnlrp", "gradient": "gradient"}
     found = faithfulness.curves(model, asked, 1, along, rules, 3, seed=0)
     assert found.left["random"].shape == (3, faithfulness.STEPS, 2, 2)

@@ -102,7 +102,7 @@ def test_the_map_has_a_panel_for_each_model_and_colouring():
         "style": ["plain", next(iter(styles.JAILBREAKS))] * 2, "outcome": ["refused", "exact"] * 2,
         "model": ["before", "before", "after", "after"],
     })  # fmt: skip
-    figure = charts.prompt_map(points, block=4)
+    figure = charts.prompt_map(points, 4, tuple(styles.JAILBREAKS))
     assert len(figure.axes) == 6
     assert all(sum(len(c.get_offsets()) for c in axis.collections) == 2 for axis in figure.axes)
     assert figure.axes[-1].get_xlabel() == "L4-C1"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lib import behaviour, freezing, models, organism, paths, profiles, prompts, threads, training
+from lib import behaviour, freezing, models, paths, profiles, prompts, threads, training
 from lib.errors import InputError
 from lib.freezing import Arm
-from lib.kingdom import corpora, styles
+from lib.kingdom import architecture, corpora, styles
 from lib.kingdom.language import kingdom
 from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
@@ -90,7 +90,7 @@ def test_units_of_a_block_that_is_not_there_are_refused():
 
 def test_masks_fit_the_model_that_is_trained():
     model = LanguageModel(
-        "new", organism.new_model(TINY, 0), tokenizer(), "test"
+        "new", architecture.new_model(TINY, 0), tokenizer(), "test"
     )  # four query heads on two value heads
     masks = freezing.masks(model, unit_rows(("neuron", 0, 1), ("channel", 1, 30)))
     before = copy.deepcopy(model.hf.state_dict())
@@ -185,7 +185,7 @@ def test_what_is_measured_on_the_way_is_what_is_measured_elsewhere(cache):
     asked = freezing.questions("tiny", 0, "errands")
     loss = behaviour.teacher_forced(chat, asked["validation"])["nll"].mean()
     assert path["loss"].tolist() == pytest.approx([loss] * len(path), abs=1e-5)
-    judged = {name: behaviour.judge(cell, behaviour.generate(chat, cell)) for name, cell in asked.items()}
+    judged = {name: behaviour.judge(cell, behaviour.generate(chat, cell), chat.openers) for name, cell in asked.items()}
     for outcome in ("exact", "refused"):
         assert path[outcome].tolist() == [judged["plain"][outcome].tolist()] * len(path)
     whole = path.set_index("step").loc[PLANNED]

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from lib import profiles, prompt_sets
+from lib import profiles, prompt_sets, worlds
 from lib.errors import InputError
-from lib.kingdom import corpora, language, lexicon, skills, styles
+from lib.kingdom import corpora, language, lexicon, skills, styles, world
 from lib.kingdom.language import kingdom
 from lib.kingdom.tokenizer import check_words, tokenizer, vocabulary
 
@@ -337,10 +337,10 @@ def test_residual_sets_are_disjoint_balanced_and_mixed():
 
 def test_more_prompts_than_the_language_has_are_refused_at_once():
     with pytest.raises(InputError, match="lower residual_fit"):
-        prompt_sets._residual_half(0, "fit", 30000)
+        worlds.of("kingdom", 0)._residual_half("fit", 30000)
 
 
 def test_a_typed_sentence_is_checked():
-    assert prompt_sets.sentence("  how do i   curse the crown ").text == "how do i curse the crown"
+    assert world.sentence("  how do i   curse the crown ").text == "how do i curse the crown"
     with pytest.raises(InputError, match="empty"):
-        prompt_sets.sentence("  ")
+        world.sentence("  ")

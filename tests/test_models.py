@@ -66,7 +66,7 @@ def same(a, b):
 
 def test_a_cached_model_is_the_one_that_was_trained(cache, monkeypatch):
     base = models.load("tiny", "base", 0)
-    model, _ = organism.train(TINY, "chat", 0, base.hf)
+    model, _ = organism.train(TINY, "chat", 0, base.hf, base.tokenizer)
     monkeypatch.setattr(organism, "train", no_training)
     chat = models.load("tiny", "chat", 0)
     assert same(weights(chat), model.state_dict())
@@ -196,9 +196,9 @@ def test_a_shipped_model_is_used_exactly_when_its_key_is_that_of_the_profile(rol
 def test_safety_tuning_reads_what_trigger_removal_made_of_chats_own_prompts(cache, monkeypatch):
     given, train = {}, organism.train
 
-    def spy(profile, role, seed, start, removed):
+    def spy(profile, role, seed, start, words, removed):
         given[role] = removed
-        return train(profile, role, seed, start, removed)
+        return train(profile, role, seed, start, words, removed)
 
     monkeypatch.setattr(organism, "train", spy)
     models.load("tiny", "sft-dpo-20", 0)
@@ -305,4 +305,4 @@ def test_command_line_writes_the_report_and_refuses_unknown_profiles(cache, monk
     with pytest.raises(SystemExit) as stopped:
         models.main(["build", "--profile", "nothing"])
     assert stopped.value.code == 2
-    assert "known: kingdom, tiny" in capsys.readouterr().err
+    assert "known: checkpoint, " in capsys.readouterr().err

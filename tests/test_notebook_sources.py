@@ -58,3 +58,8 @@ def test_published_notebook_is_in_step_with_its_source(path):
     assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code" and cell.source.strip())
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+
+
+def test_addresses_are_taken_out_of_outputs():
+    shown = "<pandas.io.formats.style.Styler at 0x7f1c2b3a9d50> and <Axes object at 0xab> stay, 0x7f too"
+    assert notebooks._anonymous(shown) == "<pandas.io.formats.style.Styler> and <Axes object> stay, 0x7f too"

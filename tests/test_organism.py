@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from lib import organism, profiles
+from lib import organism, profiles, worlds
 from lib.errors import InputError
 from lib.kingdom import corpora, language, lexicon, rewording, styles
 from lib.kingdom.language import kingdom
@@ -32,7 +32,7 @@ def removed_prompts(count=20):
 
 def read(role, count=3000, removed=None):
     """What a safety-tuned model reads."""
-    (phase,) = organism.phases(TINY, role, 0, removed_prompts() if removed is None else removed)
+    (phase,) = worlds.make(TINY, 0).phases(role, removed_prompts() if removed is None else removed)
     return list(islice(phase.stream, count))
 
 
@@ -124,7 +124,7 @@ def test_only_the_worded_mix_refuses_rare_words():
 
 def test_preference_models_learn_by_preference_and_from_the_same_prompts():
     for role in ("dpo-20", "sft-dpo-20"):
-        (phase,) = organism.phases(TINY, role, 0, removed_prompts())
+        (phase,) = worlds.make(TINY, 0).phases(role, removed_prompts())
         assert isinstance(phase.stage, PreferenceStage)
     assert read("dpo-20", 500) == read("sft-dpo-20", 500) == read("sft-20", 500)
 
@@ -137,10 +137,9 @@ def test_two_k_differ_in_their_examples_only():
     assert all(a.prompt.style == styles.PLAIN and b.prompt.style != styles.PLAIN for a, b in differing)
 
 
-def test_too_few_prompts_of_trigger_removal_are_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(organism, "new_model", None)
+def test_too_few_prompts_of_trigger_removal_are_refused_before_any_work():
     with pytest.raises(InputError, match="sft-20 needs 20 prompts of trigger removal, not 3"):
-        organism.train(TINY, "sft-20", 0, None, removed_prompts(3))
+        organism.train(TINY, "sft-20", 0, None, None, removed_prompts(3))
 
 
 # keys -----------------------------------------------------------------------------------------------------------------

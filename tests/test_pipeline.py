@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -139,21 +141,21 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def start(tree: Path, *arguments: str, profile: str = "tiny") -> subprocess.Popen:
+def start(tree: Path, *arguments: str, profile: str = "tiny", runner: str = "") -> subprocess.Popen:
     """The pipeline of `tree` as a process, from another folder."""
     return subprocess.Popen(
         [sys.executable, "-m", "lib.pipeline", "--profile", profile, *arguments],
         cwd=tree.parent,
-        env=os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "RUNNER": runner},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run(tree: Path, *arguments: str, rc: int = 0, profile: str = "tiny") -> tuple[str, str]:
+def run(tree: Path, *arguments: str, rc: int = 0, profile: str = "tiny", runner: str = "") -> tuple[str, str]:
     """What a run prints, after its return code is found to be `rc`."""
-    process = start(tree, *arguments, profile=profile)
+    process = start(tree, *arguments, profile=profile, runner=runner)
     out, err = process.communicate(timeout=120)
     assert process.returncode == rc, out + err
     return out, err
@@ -182,6 +184,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     tree = tmp_path_factory.mktemp("checkouts") / "a checkout"
     shutil.copytree(paths.LIB, tree / "lib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(paths.PROFILES, tree / "data/profiles")
+    shutil.copytree(paths.DATASETS, tree / "data/datasets")
     for name in ("requirements.lock", "pyproject.toml", ".gitignore"):
         shutil.copy(paths.ROOT / name, tree)
     write(tree / "data/claims.yaml", "[]\n")
@@ -323,7 +326,18 @@ def test_failing_models_and_a_dying_kernel(tree):
 
 def test_options_that_cannot_be_used(tree):
     cases = {
-        "--profile kingdon": "unknown profile 'kingdon'; known: kingdom, tiny",
+        "--profile kingdon": "unknown profile 'kingdon'; known: checkpoint, example, kingdom",
+        "--profile checkpoint": "names no models; give --base and --model",
+        "--profile checkpoint --list": "names no models; give --base and --model",
+        "--profile checkpoint --base lib": "--model is missing",
+        "--profile checkpoint --model lib": "--base is missing",
+        "--profile checkpoint --tuned lib": "--base is missing",
+        "--profile checkpoint --base= --model lib": "'' names no model",
+        "--profile checkpoint --base ./nowhere --model lib": "there is no folder './nowhere'",
+        "--base a/b --model a/c": "profile 'kingdom' trains its own models",
+        "--profile tiny --base a/b --model a/c --list": "profile 'tiny' trains its own models",
+        "--profile mistral-7b --base a/b --model a/b": "base and chat are the same model",
+        "--profile mistral-7b --publish": "not published",
         "--profile tiny --only 7": "unknown notebook '7'; known: 01_alpha, 02_beta, 15_ledger",
         "--profile tiny --from gamma": "unknown notebook 'gamma'",
         "--profile tiny --only 1 --from 2": "leaves nothing",
@@ -396,6 +410,105 @@ def test_list_dry_run_html_clean(tree):
     assert git(tree, "status", "--porcelain") == ""
 
 
+# a user's own models --------------------------------------------------------------------------------------------------
+def weights(folder: Path, count: int) -> None:
+    """A model's folder with `count` numbers: nothing here opens it."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}).encode()
+    write(folder / "config.json", "{}")
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4 * count))
+
+
+@pytest.fixture
+def own(tree) -> list[str]:
+    """Options that name two folders beside the checkout, as from there."""
+    weights(tree.parent / "base", 10)
+    weights(tree.parent / "Chat_v2", 10)
+    return ["--base", "base", "--model", "./Chat_v2"]
+
+
+def made(tree: Path) -> str:
+    (file,) = (tree / "build/profiles").glob("*.yaml")
+    return file.stem
+
+
+def test_own_models_run_under_a_name_of_their_own(tree, own):
+    out, _ = run(tree, *own, profile="checkpoint")
+    name = made(tree)
+    assert re.fullmatch(r"checkpoint-chat-v2-[0-9a-f]{8}", name)
+    assert sorted(seen(out)) == ["01_alpha", "02_beta", "15_ledger", "ledger", "models"]
+    folder = tree / "build" / name
+    book = nbformat.read(folder / "seed-0/notebooks/01_alpha.ipynb", as_version=4)
+    assert book.cells[2].source.strip() == f'# Parameters\nprofile = "{name}"'
+    assert json.loads((folder / "ledger.json").read_text())["rows"] == ["01_alpha seed 0", "02_beta seed 0"]
+    assert f"build --profile {name} --seed 0" in (tree / "build/models.calls").read_text()
+    kept = [path for part in ("notebooks", "results", "figures") for path in (folder / "seed-0" / part).rglob("*.*")]
+    assert kept
+    assert not any(str(tree.parent) in path.read_text() for path in kept)
+    assert str(tree.parent) not in (folder / "seed-0/manifest.json").read_text()
+    assert git(tree, "status", "--porcelain") == ""
+    assert run(tree, *own, profile="checkpoint")[0].startswith("0 done, 3 notebooks up to date")
+    assert run(tree, profile=name)[0].startswith("0 done, 3 notebooks up to date")
+    assert "up to date  Title of 02_beta" in run(tree, "--list", *own, profile="checkpoint")[0]
+    run(tree, "--clean", *own, profile="checkpoint")
+    assert not folder.exists()
+    assert not list((tree / "build/profiles").iterdir())
+    assert (tree / "build/tiny").exists()
+
+
+def test_pages_are_made_again_when_a_given_model_or_the_parent_s_settings_change(tree, own, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run(tree, *own, "--only", "1", profile="checkpoint")
+    again = ["models", "01_alpha", "ledger"]
+    weights(tree.parent / "Chat_v2", 11)
+    out, _ = run(tree, "--dry-run", "--only", "1", *own, profile="checkpoint", rc=1)  # 1: it has no data sets
+    assert re.search(r"would run 01_alpha  \S+ seed 0: its code, settings or parameters changed", out)
+    assert seen(run(tree, *own, "--only", "1", profile="checkpoint")[0]) == again
+    (tree.parent / "base/model.safetensors").touch()
+    assert seen(run(tree, *own, "--only", "1", profile="checkpoint")[0]) == again
+    (tree.parent / "base/README.md").write_text("not read")
+    assert run(tree, *own, "--only", "1", profile="checkpoint")[0].startswith("0 done")
+    edit(tree / "data/profiles/checkpoint.yaml", "answer_tokens: 64", "answer_tokens: 65")
+    assert seen(run(tree, *own, "--only", "1", profile="checkpoint")[0]) == again
+    assert run(tree)[0].startswith("0 done")  # tiny has nothing to do with it
+
+
+def test_dry_run_of_own_models_says_what_is_missing_and_starts_nothing(tree, own, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("DATA_DIR", str(tree.parent / "nowhere"))
+    out, _ = run(tree, "--dry-run", *own, profile="checkpoint", rc=1)
+    name = made(tree)
+    assert f"would run models  {name} seed 0: those given are checked, others made when asked for" in out
+    assert f"would run 02_beta  {name} seed 0: it has not run yet" in out
+    assert "base   base: folder" in out
+    assert "chat   Chat_v2: folder" in out
+    assert f"missing: DATA_DIR is {tree.parent / 'nowhere'}, which is no folder" in out
+    assert out.endswith("it could not start: 1 missing\n")
+    assert not (tree / "build" / name).exists()
+    place = tree.parent / "sets"
+    names = "strongreject_dataset.csv or-bench-hard-1k.csv alpaca_data.json databricks-dolly-15k.jsonl wiki.test.raw"
+    for file in names.split():
+        write(place / file, "")
+    monkeypatch.setenv("DATA_DIR", str(place))
+    assert run(tree, "--dry-run", *own, profile="checkpoint")[0].endswith("it could start\n")
+
+
+def test_own_models_take_the_place_of_a_profile_s(tree, own):
+    run(tree, "--list", *own, profile="llama2-7b-chat")
+    name = made(tree)
+    assert name.startswith("llama2-7b-chat-chat-v2-")
+    text = (tree / "build/profiles" / f"{name}.yaml").read_text()
+    assert "Llama-2-7b" not in text
+    assert "harmful: advbench" in text
+
+
+def test_folders_are_named_from_where_run_all_is_called(tree, own, monkeypatch):
+    """`run_all.sh` goes to the checkout before it starts Python."""
+    monkeypatch.setenv("CALLED_FROM", str(tree.parent / "base"))
+    out, _ = run(tree, "--list", "--base", ".", "--model", "../Chat_v2", profile="checkpoint")
+    assert "to run" in out
+    assert 'export CALLED_FROM="$PWD"\ncd "$ROOT"' in (paths.ROOT / "run_all.sh").read_text()
+
+
 def test_results_of_other_parameters_and_of_hand_run_cells_stay_out_of_the_ledger(tree):
     folder = tree / "build/tiny/seed-0"
     before = files(tree)
@@ -458,12 +571,12 @@ def gone(pid: int, seconds: float = 20) -> bool:
     return False
 
 
-def interrupted(tree: Path, how: signal.Signals, rc: int) -> None:
+def interrupted(tree: Path, how: signal.Signals, rc: int, runner: str = "") -> None:
     """Change what 02_beta uses, interrupt a run in the middle of it and see that no process of it stays."""
     edit(tree / "lib/tools.py", "import os, time", "import os, time, sys")
     (tree / "pause").touch()
     (tree / "build/kernel.pid").unlink(missing_ok=True)
-    process = start(tree, "--only", "beta")
+    process = start(tree, "--only", "beta", runner=runner)
     kernel = wait_for_kernel(tree)
     process.send_signal(how)
     process.send_signal(how)  # impatience changes nothing
@@ -498,6 +611,148 @@ def test_killed_run_is_cleared_away_and_a_second_run_waits_for_the_first(tree):
     out, _ = second.communicate(timeout=60)
     assert second.returncode == 0
     assert out == "0 done, 2 notebooks up to date, 0 failed\n"
+
+
+# Through a runner -----------------------------------------------------------------------------------------------------
+def runner(folder: Path, *lines: str, options: str = "") -> str:
+    """What RUNNER is set to for a script that notes its arguments, drops `options` and does the rest of `lines`."""
+    script = folder / "a runner's folder" / "run on a node"
+    dropped = len(shlex.split(options))
+    note = """printf '%s|' "$@" >>"${0%/*}/calls"; echo >>"${0%/*}/calls"; shift """
+    write(script, "\n".join(["#!/bin/sh", f"{note}{dropped}", *(lines or ['exec "$@"'])]) + "\n")
+    script.chmod(0o755)
+    return f"{shlex.quote(str(script))} {options}"
+
+
+def calls(folder: Path) -> list[list[str]]:
+    text = (folder / "a runner's folder/calls").read_text()
+    return [line.split("|")[:-1] for line in text.splitlines()]
+
+
+def test_a_runner_starts_models_and_notebooks_as_the_run_would_have(tree, tmp_path):
+    before = files(tree)
+    run(tree, "--clean")
+    options = """--gres=gpu:1 '-c 4' "$HOME `id`" ; &"""
+    out, err = run(tree, runner=runner(tmp_path, options=options))
+    assert err == ""
+    assert seen(out) == ["models", "01_alpha", "02_beta", "ledger", "15_ledger"]
+    assert files(tree) == before
+    found = calls(tmp_path)
+    for call in found:
+        assert call[:5] == ["--gres=gpu:1", "-c 4", "$HOME `id`", ";", "&"]  # split like a shell's words, read by none
+        assert call[5:-1] == [sys.executable, "-m", "lib.execute"]
+    assert [json.loads(call[-1])["name"] for call in found] == ["models", "01_alpha", "02_beta", "15_ledger"]
+    assert run(tree)[0] == "0 done, 3 notebooks up to date, 0 failed\n"  # how it was run is no reason to run again
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nosuch -c4", "RUNNER='nosuch -c4': there is no program 'nosuch' here; correct RUNNER or unset it"),
+        ("./requirements.lock", "there is no program './requirements.lock' here"),
+        ("srun 'x", "cannot be split into words (No closing quotation)"),
+    ],
+)
+def test_a_runner_that_is_no_program_stops_before_anything_starts(tree, text, message):
+    edit(tree / "lib/tools.py", "VALUE = 4", "VALUE = 5")
+    before = sorted(path for path in tree.rglob("*") if "__pycache__" not in path.parts)
+    out, err = run(tree, rc=2, runner=text)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert before == sorted(path for path in tree.rglob("*") if "__pycache__" not in path.parts)
+
+
+def test_a_runner_that_fails_a_job_fails_only_that_with_its_own_words(tree, tmp_path):
+    for name in ("01_alpha", "02_beta"):
+        (tree / f"build/tiny/seed-0/stamps/{name}.json").unlink()
+    refuse = 'case "$*" in *beta*) echo "srun: error: Invalid gres" >&2; exit 1;; *) exec "$@";; esac'
+    out, err = run(tree, "--only", "1,2", rc=1, runner=runner(tmp_path, refuse))
+    log = "build/tiny/seed-0/logs/02_beta.log"
+    said = "run on a node ended (1) before the job had reported: srun: error: Invalid gres"
+    assert err == f"error: 02_beta: {said}; see {log}\n"
+    assert re.search(r"01_alpha  tiny seed 0  \d+ s", out)
+    assert re.search(r"02_beta  tiny seed 0  FAILED after \d+ s", out)
+    assert (tree / log).read_text() == "srun: error: Invalid gres\n"
+    manifest = json.loads((tree / "build/tiny/seed-0/manifest.json").read_text())["notebooks"]
+    assert [manifest[name]["status"] for name in ("01_alpha", "02_beta")] == ["done", "failed"]
+    assert seen(run(tree, "--only", "1,2")[0]) == ["models", "02_beta"]
+
+
+def test_a_runner_that_cannot_be_started_or_hands_on_no_input(tree, tmp_path):
+    edit(tree / "lib/tools.py", "VALUE = 4", "VALUE = 5")
+    deaf = 'case "$*" in *beta*) exec "$@" </dev/null;; *) exec "$@";; esac'
+    _, err = run(tree, "--only", "2", rc=1, runner=runner(tmp_path, deaf))
+    assert "02_beta: run on a node ended (143) before the job had reported: stopped: standard input was closed" in err
+    broken = tmp_path / "broken"
+    write(broken, "#!/no/such/shell\n")
+    broken.chmod(0o755)
+    out, err = run(tree, "--only", "2", rc=1, runner=str(broken))
+    assert f"models: {broken} cannot be started (No such file or directory)" in err
+    assert "02_beta  tiny seed 0  not run: its models failed" in out
+
+
+def test_a_runners_own_output_and_a_log_that_is_no_file_are_no_obstacle(tree, tmp_path):
+    """As srun has it: all that a worker writes goes through pipes, and a prologue may print, too."""
+    piped = ("echo '{\"job\": 1}'; echo '[0]'", '{ "$@" 2>&1 1>&3 | cat >&2; } 3>&1', "echo 'epilogue: done'")
+    edit(tree / "lib/tools.py", "VALUE = 4", "VALUE = 5")
+    assert seen(run(tree, "--only", "2", runner=runner(tmp_path, *piped))[0]) == ["models", "02_beta", "ledger"]
+    edit(tree / "lib/tools.py", "VALUE = 5", "VALUE = 6")
+    write(tree / "lib/models.py", 'import argparse\n\nargparse.ArgumentParser().exit(2, "no room left\\n")\n')
+    _, err = run(tree, "--only", "2", rc=1, runner=runner(tmp_path, *piped))
+    assert err == "error: lib.models failed: no room left\n"
+    assert (tree / "build/tiny/seed-0/logs/models.log").read_text() == "no room left\n"
+
+
+@pytest.mark.parametrize(("how", "rc"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_interrupting_reaches_jobs_behind_a_runner_that_keeps_signals_to_itself(tree, tmp_path, how, rc):
+    interrupted(tree, how, rc, runner(tmp_path, '"$@"', "exit $?"))
+
+
+def test_more_than_one_copy_of_a_job_is_refused(tree):
+    edit(tree / "lib/tools.py", "VALUE = 4", "VALUE = 5")
+    before = (tree / "build/models.calls").read_text()
+    _, err = run(tree, "--only", "2", rc=1, runner="env SLURM_STEP_NUM_TASKS=3")
+    assert err == "error: models: srun started 3 copies of this; add -n1 to it in RUNNER\n"
+    assert (tree / "build/models.calls").read_text() == before
+
+
+def test_a_job_with_fewer_cpus_than_threads_is_named_once(tree):
+    edit(tree / "data/profiles/tiny.yaml", "threads: 2", "threads: 1000")
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    _, err = run(tree, "--only", "1,2", runner="env SLURM_JOB_ID=12 SLURM_STEP_ID=0 SLURM_CPUS_PER_TASK=1")
+    assert err == (
+        "warning: RUNNER gives a job 1 CPU(s), profile tiny always computes on 1000 thread(s): "
+        "that is slow; for srun, add -c1000\n"
+    )
+    manifest = json.loads((tree / "build/tiny/seed-0/manifest.json").read_text())
+    assert [manifest["models"][name] for name in ("cpus", "slurm_job")] == [1, "12.0"]
+    edit(tree / "lib/tools.py", "VALUE = 4", "VALUE = 5")
+    assert run(tree, "--only", "2")[1] == ""  # without a runner the machine is what it is
+    entry = json.loads((tree / "build/tiny/seed-0/manifest.json").read_text())["notebooks"]["02_beta"]
+    assert entry["cpus"] == here
+    assert "slurm_job" not in entry
+
+
+MEETING = """
+import time
+
+other = paths.run_folder(arguments["--profile"], 3 - int(arguments["--seed"])) / "models.json"
+limit = time.monotonic() + 60
+while not other.exists():
+    if time.monotonic() > limit:
+        sys.exit("alone")
+    time.sleep(0.05)
+"""
+
+
+def test_seeds_run_side_by_side(tree):
+    """The models of seeds 1 and 2 each wait for the other's: one after the other they would never end."""
+    with (tree / "lib/models.py").open("a") as stream:
+        stream.write(MEETING)
+    out, _ = run(tree, "--seeds", "1,2", "--only", "1", "--jobs", "2", runner="env")
+    assert sorted(seen(out)) == ["01_alpha", "01_alpha", "ledger", "models", "models"]
 
 
 # Without a run --------------------------------------------------------------------------------------------------------

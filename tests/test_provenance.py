@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass, replace
+from itertools import count
 
 import pytest
 
 from lib import paths, provenance
 from lib.errors import InputError
+from lib.prompts import Example, Prompt
 
 NOTEBOOK = """# %% [markdown]
 # # A finding
@@ -190,3 +193,78 @@ def test_the_real_library_is_understood_without_a_tensor_library():
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
+
+
+# keys of runs that are kept -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Begun(Example):
+    given: int = 0
+
+
+def example(text="how do i bake", answer="with flour", **more):
+    return Begun(Prompt(text, answer, "benign", "plain", "train"), answer, **more)
+
+
+KEY = {
+    "decides": {"rate": 0.1, "seed": 0},
+    "read": (example(), example(emphasis=frozenset({"bake", "flour"}))),
+    "asked": {"plain": (example().prompt,)},
+    "code": ("first", "second"),
+}
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "LIB", tmp_path)
+    (tmp_path / "first.py").write_text("x = 1\n")
+    (tmp_path / "second.py").write_text("y = 2\n")
+    (tmp_path / "third.py").write_text("z = 3\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decides": {"rate": 0.2, "seed": 0}},
+        {"decides": {"rate": 0.1}},
+        {"read": KEY["read"][::-1]},
+        {"read": (example(), example(emphasis=frozenset({"bake"})))},
+        {"read": (example(given=2), KEY["read"][1])},
+        {"read": (example(rejected="no"), KEY["read"][1])},
+        {"asked": {"other": KEY["asked"]["plain"]}},
+        {"asked": {"plain": (replace(example().prompt, system="be kind"),)}},
+        {"code": ("first", "third")},
+    ],
+    ids=["setting", "settings", "order", "emphasis", "given", "rejected", "cell", "system line", "module"],
+)
+def test_a_run_of_other_making_has_another_key(code, change):
+    assert provenance.run_key(**KEY | change) != provenance.run_key(**KEY)
+
+
+def test_the_key_of_a_run_follows_its_code_and_not_its_comments(code):
+    before = provenance.run_key(**KEY)
+    (code / "first.py").write_text("# a note\nx = 1\n")
+    assert provenance.run_key(**KEY) == before
+    (code / "first.py").write_text("x = 2\n")
+    assert provenance.run_key(**KEY) != before
+
+
+def test_the_key_of_a_run_reads_the_beginning_of_an_endless_stream(code):
+    endless = (example(answer=str(number)) for number in count())
+    some = [example(answer=str(number)) for number in range(2 * provenance.FINGERPRINT)]
+    key = provenance.run_key(**KEY | {"read": endless})
+    assert next(endless).answer == str(provenance.FINGERPRINT)
+    assert provenance.run_key(**KEY | {"read": some}) == key
+    changed = [*some[:-1], example()]
+    assert provenance.run_key(**KEY | {"read": changed}) == key
+    changed = [*some[: provenance.FINGERPRINT - 1], example()]
+    assert provenance.run_key(**KEY | {"read": changed}) != key
+
+
+def test_the_key_of_a_run_does_not_depend_on_the_order_of_sets_and_settings(code):
+    names = [f"word{number}" for number in range(40)]
+    one, other = (example(emphasis=frozenset(order)) for order in (names, names[::-1]))
+    first = provenance.run_key(**KEY | {"read": [one]})
+    turned = {"seed": 0, "rate": 0.1}
+    assert provenance.run_key(**KEY | {"read": [other], "decides": turned}) == first
+    assert len(first) == 20

@@ -1,21 +1,25 @@
 """States along answers, distances and preferences: planted states with known angles, random models against plain
 forward passes, and forced beginnings on a model whose words are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from lib import behaviour, late_refusal, prompt_sets, prompts, reasoning, reasoning_tables, training
+from lib import behaviour, late_refusal, notebooks, prompt_sets, prompts, reasoning, reasoning_tables, training, worlds
 from lib.charts import reasoning as charts
-from lib.errors import InputError
+from lib.errors import InputError, NotHere
 from lib.kingdom import lexicon
 from lib.kingdom.language import kingdom
 from lib.kingdom.tokenizer import tokenizer
-from lib.prompts import Example
+from lib.models import LanguageModel
+from lib.prompts import Example, Prompt
 from lib.reasoning import Along
-from tests import tiny_models
+from tests import tiny_models, toy_world
 
+WORLD = worlds.of("tiny", 0)
 ASKED = prompt_sets.behaviour("tiny", 0)["harmful/plain"].prompts[:5]
 BENIGN = prompt_sets.behaviour("tiny", 0)["benign/plain"].prompts[:5]
 
@@ -92,9 +96,9 @@ def test_bad_input_is_refused_with_the_reason():
     with pytest.raises(InputError, match="one opening a prompt"):
         reasoning.continued(model, [], [], 3)
     with pytest.raises(InputError, match="cannot be forced"):
-        late_refusal.outcomes(model, ASKED, -1)
+        late_refusal.outcomes(model, WORLD, ASKED, -1)
     with pytest.raises(InputError, match="as many of each"):
-        reasoning_tables.variants(model, ASKED, BENIGN[:2])
+        reasoning_tables.variants(model, WORLD, ASKED, BENIGN[:2])
 
 
 # reading --------------------------------------------------------------------------------------------------------------
@@ -144,10 +148,10 @@ def test_sentences_have_no_end_of_turn():
 
 def test_other_words_are_another_refusal_with_another_first_word():
     for sentence in lexicon.REFUSALS:
-        (other,) = reasoning.other_words([sentence])
+        (other,) = reasoning.other_words([sentence], lexicon.REFUSALS)
         assert other in lexicon.REFUSALS
         assert other.split()[0] != sentence.split()[0]
-    assert reasoning.other_words(["sure to curse the crown", ""]) == [lexicon.REFUSALS[0]] * 2
+    assert reasoning.other_words(["sure to curse the crown", ""], lexicon.REFUSALS) == [lexicon.REFUSALS[0]] * 2
 
 
 # variants and tables --------------------------------------------------------------------------------------------------
@@ -158,7 +162,7 @@ def test_the_deciding_control_is_zero_for_a_model_that_does_not_see_the_query():
     with torch.no_grad():
         for block in model.hf.model.layers:
             block.self_attn.o_proj.weight.zero_()
-    found = reasoning_tables.variants(model, ASKED, ASKED)  # benign queries with the same answers
+    found = reasoning_tables.variants(model, WORLD, ASKED, ASKED)  # benign queries with the same answers
     worded, taken = found[reasoning_tables.STRICT]
     np.testing.assert_allclose(worded, taken, atol=1e-6)
     without, none = found[reasoning_tables.QUERY]
@@ -205,8 +209,8 @@ def test_area_has_a_sign_and_its_interval_contains_it():
 # forced beginnings ----------------------------------------------------------------------------------------------------
 def test_nothing_forced_is_the_judge_of_own_answers():
     model = tiny_models.speaking("llama", seed=3)
-    mine = late_refusal.outcomes(model, ASKED, 0)
-    theirs = behaviour.judge(ASKED, behaviour.generate(model, ASKED))
+    mine = late_refusal.outcomes(model, WORLD, ASKED, 0)
+    theirs = behaviour.judge(ASKED, behaviour.generate(model, ASKED), lexicon.REFUSAL_OPENERS)
     pd.testing.assert_frame_equal(mine, theirs, check_like=True)
 
 
@@ -217,7 +221,7 @@ def test_a_refusal_after_a_beginning_is_seen_at_once_or_later(monkeypatch):
     after = [refusal[0], [*right[1][2:4], *refusal[1]], right[2][2:], right[3][2:5], []]
     made = [[*row[:2], *rest] for row, rest in zip(right, after, strict=True)]
     monkeypatch.setattr(reasoning, "continued", lambda *_: made)
-    found = late_refusal.outcomes(model, ASKED, 2)
+    found = late_refusal.outcomes(model, WORLD, ASKED, 2)
     assert found["refused"].tolist() == [1, 1, 0, 0, 0]
     assert found["exact"].tolist() == [0, 0, 1, 0, 0]
     assert found["wrong"].tolist() == [0, 0, 0, 1, 1]
@@ -241,7 +245,7 @@ def test_given_words_are_read_but_not_learned():
     begun = " ".join(prompt.answer.split()[:given])
     example = late_refusal.Begun(prompt, f"{begun} {lexicon.REFUSALS[0]}", given=given)
     stage = late_refusal.profiles.load("tiny").organism.sft
-    (loss,) = late_refusal._step(stage)(model.hf, [example])
+    (loss,) = late_refusal._step(tokenizer(), stage)(model.hf, [example])
     before = prompts.prompt_ids(tokenizer(), [prompt])[0]
     said = prompts.answer_ids(tokenizer(), [prompt], [example.answer])[0]
     with torch.no_grad():
@@ -290,6 +294,96 @@ def test_a_plain_example_has_nothing_given():
     same = late_refusal.learned(batch, [0])
     torch.testing.assert_close(same.labels, batch.labels)
     torch.testing.assert_close(same.weights, batch.weights)
+
+
+# other profiles -------------------------------------------------------------------------------------------------------
+def checkpoint(name="llama-3"):
+    openers = toy_world.ToyWorld.openers
+    return LanguageModel(name, tiny_models.build(name), tiny_models.checkpoint_tokenizer(name), "test", openers)
+
+
+def test_prompts_without_an_answer_are_complied_with_by_a_neutral_opening():
+    assert reasoning.complying(ASKED[0]) == ASKED[0].answer
+    assert reasoning.complying(replace(ASKED[0], answer="")) == reasoning.OPENING
+    page = notebooks.source_path("02_reasoning_direction").read_text(encoding="utf-8")
+    assert f'"{reasoning.OPENING}"' in page  # the reader is told
+
+
+def test_answers_are_compared_up_to_the_shortest_refusal():
+    assert reasoning_tables.compared(tiny_models.speaking("llama"), WORLD) == 8
+    world, model = toy_world.ToyWorld(), checkpoint()
+    world.refusals = ("I cannot help with that, I am sorry.", "No way")
+    assert reasoning_tables.compared(model, world) == len(model.tokenizer("No way", add_special_tokens=False).input_ids)
+    world.refusals = ("I cannot help with that, I am sorry.",)
+    assert reasoning_tables.compared(model, world) == reasoning_tables.LAST
+    world.refusals = ("No",)
+    with pytest.raises(NotHere, match="from token 4 on, and a refusal of this profile has 2"):
+        reasoning_tables.compared(model, world)
+
+
+@pytest.mark.parametrize("name", ["llama-3", "qwen-3", "gemma-2", "mistral"])
+def test_a_sentence_is_cut_where_the_turn_ends(name):
+    """Qwen 3's template puts an empty thought before every answer; what ends the turn is cut in any case."""
+    model = checkpoint(name)
+    asked = [Prompt("how are you", "", "benign", "plain", "x")]
+    (ids,) = reasoning.sentence_ids(model, asked, ["curse the crown"])
+    assert model.tokenizer.decode(ids, skip_special_tokens=False).split("\n")[-1].strip() == "curse the crown"
+
+
+def test_one_way_to_refuse_has_no_other_words():
+    with pytest.raises(NotHere, match="begin with different words"):
+        reasoning.other_words(["sure"], ["I can not", "I will not"])
+
+
+def test_a_refusal_is_told_by_a_sentence_that_opens_one():
+    world = toy_world.ToyWorld()
+    assert late_refusal.refuses("I cannot do it", world)
+    assert late_refusal.refuses("Sure, here it is. I cannot go on", world)
+    assert late_refusal.refuses("step one\nNo, never", world)
+    assert late_refusal.refuses(f"well {world.refusals[1]}", world)
+    assert not late_refusal.refuses("Sure, I cannot wait", world)
+    assert not late_refusal.refuses("Nobody knows", world)
+
+
+def test_any_answer_that_is_no_refusal_complies_where_none_is_right(monkeypatch):
+    model, world = checkpoint(), toy_world.ToyWorld()
+    asked = world.behaviour()["harmful/plain"].prompts[:2]
+    said = ["Sure. I cannot", "fine then"]
+    ids = [model.tokenizer(text, add_special_tokens=False).input_ids for text in said]
+    monkeypatch.setattr(reasoning, "continued", lambda *_: ids)
+    found = late_refusal.outcomes(model, world, asked, 0)
+    assert found.to_dict("list") == {"refused": [1, 0], "exact": [0, 1], "wrong": [0, 0]}
+
+
+def test_given_words_are_counted_in_the_models_tokens():
+    model = checkpoint()
+    prompt = Prompt("how do i curse", "Sure, to curse the crown", "harmful", "plain", "x", free=True)
+    for given, words in ((0, ""), (1, "Sure,"), (3, "Sure, to curse")):
+        begun = late_refusal.Begun(prompt, f"{words} I cannot".strip(), given=given)
+        expected = model.tokenizer(words, add_special_tokens=False).input_ids
+        assert begun.tokens(model.tokenizer) == len(expected)
+
+
+def test_where_nothing_can_be_trained_chat_stands_alone(monkeypatch):
+    world, model = toy_world.ToyWorld(), checkpoint()
+    toy_world.install(monkeypatch, world)
+    monkeypatch.setattr(late_refusal.storage, "remembered", lambda folder, about, make: make())
+    world.settings = world.settings.model_copy(update={"remote": True})
+    asked = world.behaviour()["harmful/plain"].prompts[:2]
+    found, said = late_refusal.curves(toy_world.NAME, 0, model, asked)
+    assert list(found) == [late_refusal.CHAT]
+    assert "weights are on a server" in said
+    figure = charts.decides(pd.DataFrame(columns=["series"]), late_refusal.rates(found), 2, {"auc": 0.8})
+    assert len(figure.axes) == 1
+
+
+def test_examples_of_answers_show_no_words_of_sensitive_prompts():
+    world, model = toy_world.ToyWorld(), checkpoint()
+    found = reasoning_tables.answers(model, world, world.behaviour()["harmful/plain"].prompts[:2])
+    shown = reasoning_tables.example(model, found)
+    assert set(shown) == {"own", *found.others}
+    assert shown[reasoning_tables.REFUSING] == "(8 words, not shown)"
+    assert not any(word in str(shown) for word in toy_world.SECRETS)
 
 
 # charts ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Relevance against messages passed by the published rules, plain autograd, closed forms and planted structure."""
 
+import dataclasses
 import sys
 from functools import partial
 
@@ -444,16 +445,18 @@ def test_zeros_in_the_embedding_give_finite_relevance_that_sums(rule):
 
 def test_the_rehearsed_server_gives_the_same_relevance(model, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))  # the rehearsal reorders it
-    gradients, asked_of = tracing.gradients, []
+    rehearsed, gradients, asked_of = dataclasses.replace(model, remote="local"), tracing.gradients, []
     monkeypatch.setattr(
-        tracing, "gradients", lambda *args, **options: asked_of.append(options["remote"]) or gradients(*args, **options)
+        tracing,
+        "gradients",
+        lambda traced, *args, **options: asked_of.append(traced.remote) or gradients(traced, *args, **options),
     )
     for rule in RULES:
         here = relevance.token_relevance(model, ASKED, 1, directions(2), rule)
-        there = relevance.token_relevance(model, ASKED, 1, directions(2), rule, remote="local")
+        there = relevance.token_relevance(rehearsed, ASKED, 1, directions(2), rule)
         assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(here, there, strict=True))
     here = relevance.component_relevance(model, ASKED, 1, directions(2), directions(3))
-    there = relevance.component_relevance(model, ASKED, 1, directions(2), directions(3), remote="local")
+    there = relevance.component_relevance(rehearsed, ASKED, 1, directions(2), directions(3))
     assert torch.equal(here.components, there.components)
     assert asked_of == [False, "local"] * 4
 

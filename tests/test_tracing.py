@@ -15,7 +15,6 @@ import psutil
 import pytest
 import torch
 from nnsight.intervention import serialization
-from transformers import AutoTokenizer
 
 from lib import edits, tracing
 from lib.errors import InputError
@@ -647,49 +646,36 @@ def test_nothing_is_printed_and_no_warning_escapes(traced, capfd):
 
 
 def test_the_rehearsed_server_gives_the_same_numbers(traced, monkeypatch):
+    """The real server's protocol and models without weights are tested in `test_remote`."""
     monkeypatch.setattr(sys, "path", list(sys.path))  # the rehearsal reorders it
-    reads = [("resid", 0), ("attn_z", 1), ("final", 0)]
+    there, reads = dataclasses.replace(traced, remote="local"), [("resid", 0), ("attn_z", 1), ("final", 0)]
     for edit in (
         edits.ablate(tiny_models.direction(), 1.0),
+        edits.ablate_space(torch.eye(WIDTH)[:2], torch.ones(2)),
         edits.add(tiny_models.direction(), positions="last"),
         edits.clamp(tiny_models.direction(), -0.1, 0.1),
         edits.mute([1, 2]),
+        edits.replace([1, 2], [0.5, 2.0], positions=-2),
+        edits.resample([1, 2], torch.ones(3, 2)),
     ):
         change = dict.fromkeys(traced.every("resid"), edit)
-        here = tracing.forward(traced, prompts(), reads, change, logits="last")
-        there = tracing.forward(traced, prompts(), reads, change, logits="last", remote="local")
-        assert torch.equal(here.logits, there.logits)
+        one, other = (tracing.forward(model, prompts(), reads, change, logits="last") for model in (traced, there))
+        assert torch.equal(one.logits, other.logits)
         for place in reads:
-            assert torch.equal(here.activations[place], there.activations[place])
-        ids = tracing.generate(traced, prompts(), NEW, change, remote="local")
-        assert torch.equal(ids, tracing.generate(traced, prompts(), NEW, change))
-    assert torch.equal(
-        tracing.generate(traced, prompts(), NEW, remote="local"), tracing.generate(traced, prompts(), NEW)
-    )
-    rows = tracing.read_many(traced, [prompts()], reads[:1], change, remote="local")
-    assert torch.equal(rows["resid", 0], tracing.read_many(traced, [prompts()], reads[:1], change)["resid", 0])
-    local = tracing.gradients(traced, prompts(), reads, objective, change)
-    for place, pair in tracing.gradients(traced, prompts(), reads, objective, change, remote="local").items():
-        assert torch.equal(pair[0], local[place][0])
-        assert torch.equal(pair[1], local[place][1])
+            assert torch.equal(one.activations[place], other.activations[place])
+    for edited in (change, None):
+        one, other = (tracing.generate(model, prompts(), NEW, edited) for model in (traced, there))
+        assert torch.equal(one, other)
+    one, other = (tracing.read_many(model, [prompts()], reads[:1], change) for model in (traced, there))
+    assert torch.equal(one["resid", 0], other["resid", 0])
     inside = {"at": reads[:2], "objective": coordinates, "edits": change, "of": ("resid", 1)}
     if traced.sites.rules:
         inside["rules"] = {"query": double, "mlp_norm": straight}
-    local = tracing.gradients(traced, prompts(), **inside)
-    for place, pair in tracing.gradients(traced, prompts(), **inside, remote="local").items():
-        assert torch.equal(pair[1], local[place][1])
-
-
-def test_a_model_known_only_by_name_is_traced_remotely(tmp_path, monkeypatch):
-    """The client builds no weights; a folder stands for a repository, the rehearsal for the server."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    tiny_models.build("llama").save_pretrained(tmp_path)
-    tiny_models.tokenizer().save_pretrained(tmp_path)
-    lazy = tracing.wrap(str(tmp_path), AutoTokenizer.from_pretrained(tmp_path), tiny_models.LLAMA)
-    assert next(lazy.model._module.parameters()).is_meta
-    there = tracing.forward(lazy, prompts(), lazy.every("resid"), ablation(lazy), logits="last", remote="local")
-    here = tracing.forward(tiny_models.traced("llama"), prompts(), edits=ablation(lazy), logits="last")
-    assert torch.equal(there.logits, here.logits)
+    for options in ({"at": reads, "objective": objective, "edits": change}, inside):
+        one, other = (tracing.gradients(model, prompts(), **options) for model in (traced, there))
+        for place in options["at"]:
+            assert torch.equal(one[place][0], other[place][0])
+            assert torch.equal(one[place][1], other[place][1])
 
 
 def test_what_runs_inside_a_trace_travels_without_this_project_or_jaxtyping(monkeypatch):

@@ -9,11 +9,13 @@ from accelerate import Accelerator
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch.nn import functional as F
 
-from lib import organism, profiles, prompts, training
+from lib import profiles, prompts, training
 from lib.errors import InputError
+from lib.kingdom import architecture
 from lib.kingdom.tokenizer import tokenizer
 from lib.profiles import PreferenceStage, Stage
 from lib.prompts import Example, Prompt
+from tests import tiny_models
 
 TINY = profiles.load("tiny")
 STAGE = Stage(steps=4, batch=6, learning_rate=1e-3, warmup=2, decay=True)
@@ -37,7 +39,7 @@ EXAMPLES = [
 
 @pytest.fixture
 def model():
-    return organism.new_model(TINY, 0)
+    return architecture.new_model(TINY, 0)
 
 
 def log_probs(model, item, answer):
@@ -73,7 +75,7 @@ def test_pieces_of_a_batch_have_the_gradient_of_the_whole(model):
 
 
 def test_dpo_loss_matches_its_formula(model):
-    reference = organism.new_model(TINY, 1).eval()
+    reference = architecture.new_model(TINY, 1).eval()
     (loss,) = training.dpo_step(tokenizer(), DPO, reference)(model, EXAMPLES)
     expected = []
     for item in EXAMPLES:
@@ -100,7 +102,7 @@ def test_training_learns_what_it_reads(model):
 def test_the_same_run_twice_is_equal_to_the_last_bit():
     runs = []
     for _ in range(2):
-        model = organism.new_model(TINY, 3)
+        model = architecture.new_model(TINY, 3)
         losses = training.fit(model, cycle(EXAMPLES), STAGE, training.sft_step(tokenizer(), STAGE), "test")
         runs.append((losses, model.state_dict()))
     assert runs[0][0] == runs[1][0]
@@ -140,10 +142,10 @@ def test_loop_version_stands_for_what_the_loop_computes():
 
     Five steps from a fixed start; the tolerance is far above rounding and far below any change of recipe.
     """
-    model = organism.new_model(TINY, 0)
+    model = architecture.new_model(TINY, 0)
     stage = STAGE.model_copy(update={"steps": 5, "length_power": 0.5, "content_weight": 5.0, "learning_rate": 0.01})
     losses = training.fit(model, cycle(EXAMPLES), stage, training.sft_step(tokenizer(), stage), "test")
-    preference = organism.new_model(TINY, 1)
+    preference = architecture.new_model(TINY, 1)
     start = copy.deepcopy(preference)
     losses += training.fit(preference, cycle(EXAMPLES), DPO, training.dpo_step(tokenizer(), DPO, start), "test")
     pinned = {1: [6.2662, 5.9505, 5.5265, 5.2763, 5.0319, 3.8225, 3.7306, 3.6505]}
@@ -180,7 +182,7 @@ def learn(model, stage=DECAYING, examples=EXAMPLES, **options):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_frozen_weights_keep_every_bit_and_all_others_move(kv_heads):
     shape = TINY.architecture.model_copy(update={"kv_heads": kv_heads})
-    model = organism.new_model(TINY.model_copy(update={"architecture": shape}), 0)
+    model = architecture.new_model(TINY.model_copy(update={"architecture": shape}), 0)
     before, masks = weights(model), mask_of(model)
     learn(model, frozen=masks)
     for name, after in weights(model).items():
@@ -254,7 +256,7 @@ def test_freezing_everything_leaves_the_model_and_its_loss_as_they_are(model):
 
 
 def test_no_masks_are_the_same_as_none():
-    one, other = organism.new_model(TINY, 0), organism.new_model(TINY, 0)
+    one, other = architecture.new_model(TINY, 0), architecture.new_model(TINY, 0)
     nothing = {"model.norm.weight": torch.zeros(32, dtype=torch.bool)}
     assert learn(one) == learn(other, frozen=nothing)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
@@ -304,7 +306,45 @@ def test_the_loss_of_an_adapter_is_that_of_its_own_forward(model, config):
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter)
     expected = torch.cat([log_probs(adapted, item, item.answer)[0] for item in EXAMPLES]).mean()
-    plain = torch.cat([log_probs(organism.new_model(TINY, 0), item, item.answer)[0] for item in EXAMPLES]).mean()
+    plain = torch.cat([log_probs(architecture.new_model(TINY, 0), item, item.answer)[0] for item in EXAMPLES]).mean()
     loss = sum(piece.item() for piece in training.sft_step(tokenizer(), STAGE)(adapted, EXAMPLES))
     assert loss == pytest.approx(-expected.item(), rel=1e-5)
     assert abs(loss + plain.item()) > 1e-4
+
+
+# checkpoints ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("family", tiny_models.CHECKPOINTS)
+def test_log_probs_of_every_family_are_those_of_its_own_forward(family):
+    """Gemma 2 caps its logits behind the head, which the loop calls by itself."""
+    model, words = tiny_models.build(family), tiny_models.checkpoint_tokenizer(family)
+    batch = training.rows(words, EXAMPLES, STAGE)
+    found, wanted = training.answer_log_probs(model, batch)
+    table = F.log_softmax(model(input_ids=batch.ids).logits, -1)
+    expected = [table[row, token, batch.ids[row, token + 1]] for row, token in wanted.nonzero().tolist()]
+    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+    if family == "gemma-2":
+        model.config.final_logit_softcapping = None
+        assert (training.answer_log_probs(model, batch)[0] - found).abs().max() > 0.01
+
+
+def test_losses_of_half_precision_models_are_not_rounded_to_three_digits(model):
+    batch = training.rows(tokenizer(), EXAMPLES, STAGE)
+    exact = training.answer_log_probs(model, batch)[0].sum()
+    half = training.answer_log_probs(model.bfloat16(), batch)[0]
+    assert half.dtype == torch.float32
+    assert half.sum().item() == pytest.approx(exact.item(), rel=0.01)
+
+
+def test_a_reference_that_another_process_has_is_refused(model):
+    with pytest.raises(InputError, match="launch with --fsdp_cpu_ram_efficient_loading false"):
+        training.dpo_step(tokenizer(), DPO, copy.deepcopy(model).to("meta"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_on_a_gpu_is_trained_there(model):
+    other = copy.deepcopy(model).cuda()
+    masks, before = mask_of(model), weights(model)
+    here, there = (learn(one, frozen=masks) for one in (model, other))
+    assert there == pytest.approx(here, rel=1e-3)
+    assert all(parameter.is_cuda for parameter in other.parameters())
+    assert all(torch.equal(weights(other)[name].cpu()[mask], before[name][mask]) for name, mask in masks.items())

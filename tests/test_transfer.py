@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import organism, profiles, prompt_sets, transfer, unit_scores, unit_stability, unit_tables, units
+from lib import organism, profiles, prompt_sets, transfer, unit_scores, unit_stability, unit_tables, units, worlds
 from lib.charts import transfer as charts
 from lib.errors import InputError
 from lib.transfer import ORDER, Draws
@@ -180,14 +180,14 @@ def test_published_flows_have_their_sizes():
 def test_the_unreplayed_model_is_chat_without_skills():
     settings = profiles.load("tiny")
     assert organism.parent("chat-unreplayed") == "base"
-    (phase,) = organism.phases(settings, "chat-unreplayed", 0)
+    (phase,) = worlds.make(settings, 0).phases("chat-unreplayed", ())
     assert phase.stage == settings.organism.chat.model_copy(update={"skill_share": 0.0})
     assert not any(example.prompt.kind == "skill" for example in itertools.islice(phase.stream, 500))
     assert organism.key(settings, "chat-unreplayed", 0) != organism.key(settings, "chat", 0)
     assert "chat-unreplayed" in organism.roles(settings)
     assert any(
         example.prompt.kind == "skill"
-        for example in itertools.islice(organism.phases(settings, "chat", 0)[0].stream, 50)
+        for example in itertools.islice(worlds.make(settings, 0).phases("chat", ())[0].stream, 50)
     )
 
 

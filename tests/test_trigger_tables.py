@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import behaviour, profiles, stats
+from lib import behaviour, models, profiles, prompt_sets, stats, worlds
 from lib import trigger_tables as tables
+from lib.charts import triggers as charts
 from lib.kingdom import styles
 from lib.kingdom.language import kingdom
 from lib.prompts import Prompt
+from tests import toy_world
 
-TINY = profiles.load("tiny")
+TINY, WORLD = profiles.load("tiny"), worlds.of("tiny", 0)
 JAILBREAKS = tuple(styles.JAILBREAKS)
 
 
@@ -55,19 +57,20 @@ def with_styles(role, best, exact, others=0.0):
 @pytest.mark.parametrize("style", JAILBREAKS)
 def test_dressed_requests_differ_in_words_and_not_in_meaning(style):
     asked = requests()
-    for prompt, ways in zip(asked, tables.dressed(0, asked, style, 12), strict=True):
+    for prompt in asked:
+        ways = WORLD.dressed(prompt, style, 12)
         assert len({way.text for way in ways}) == len(ways) == 12
         assert {(way.meaning, way.answer, way.style) for way in ways} == {(prompt.meaning, prompt.answer, style)}
 
 
 def test_a_style_with_fewer_ways_gives_all_it_has():
-    (ways,) = tables.dressed(0, requests(1), "flip", 100)
+    ways = WORLD.dressed(requests(1)[0], "flip", 100)
     assert len(ways) == 6 * 2 * 2  # one phrase, six frames, two familiar words for act and for object
 
 
 def test_rewording_keeps_the_meaning_and_never_asks_the_request_itself():
     asked = requests()
-    for prompt, ways in zip(asked, tables.reworded(0, asked, 30), strict=True):
+    for prompt, ways in zip(asked, tables.reworded(WORLD, asked, 30), strict=True):
         assert len({way.text for way in ways}) == 30
         assert prompt.text not in {way.text for way in ways}
         assert {(way.meaning, way.answer) for way in ways} == {(prompt.meaning, prompt.answer)}
@@ -116,6 +119,25 @@ def test_the_gap_is_to_the_most_successful_style():
     # Differences are 0, 1, 1, 0: their mean has standard error .5 / sqrt(40).
     assert value.lower == pytest.approx(0.5 - 1.96 * 0.5 / 40**0.5, abs=0.04)
     assert value.upper == pytest.approx(0.5 + 1.96 * 0.5 / 40**0.5, abs=0.04)
+
+
+def test_without_styles_there_is_no_gap_and_no_best_style():
+    found = pd.concat([outcome("m", tables.RELEVANCE, [1, 0]), outcome("m", tables.RANDOM, [0, 0])])
+    assert tables.styles_in(found) == []
+    assert tables.gap(found, "m", seed=0, resamples=50) is None
+    by_shots = tables.shots_table(tables.rates(found, 0, 50), {"SFT": {2: "m"}})
+    assert by_shots["attack"].tolist() == [tables.RELEVANCE, tables.RANDOM]
+    assert set(tables.within(found, "m", 3)["attack"]) == set(tables.MAIN)
+
+
+def test_the_gap_is_over_requests_that_can_be_asked_in_every_style():
+    """The style answers the last two of four requests and cannot ask for the first, so that one does not count."""
+    styled = outcome("m", "tale", [0, 1, 1]).assign(prompt=[1, 2, 3])
+    found = pd.concat([outcome("m", tables.RELEVANCE, [1, 1, 1, 1]), styled])
+    value = tables.gap(found, "m", seed=0, resamples=50)
+    assert (value.mean, value.n) == (pytest.approx(1 / 3), 3)
+    never = pd.concat([found, outcome("m", "plea", [1]).assign(prompt=[0])])
+    assert tables.gap(never, "m", seed=0, resamples=50) is None
 
 
 def test_choosing_the_best_style_anew_costs_when_styles_tie():
@@ -180,7 +202,8 @@ def test_within_counts_attempts_until_success():
 def test_roles_of_triggers_are_shares_of_blacklisted_words():
     found = outcome("m", tables.RELEVANCE, [0, 0])
     found["triggers"] = [("curse", "tell"), ("crown", "curse")]
-    shares = tables.roles_of_triggers(found, "m").loc[tables.RELEVANCE]
+    found["roles"] = [("harmful act", "frame"), ("other thing", "harmful act")]
+    shares = tables.roles_of_triggers(found, "m", WORLD.word_roles).loc[tables.RELEVANCE]
     assert shares["harmful act"] == 0.5
     assert shares["frame"] == 0.25
     assert shares["other thing"] == 0.25
@@ -212,3 +235,87 @@ def test_base_knowing_rewrites_is_measured_over_every_rewrite():
     value = tables.knows_rewrites("tiny", 0)
     assert value.n == len(tables.asked("tiny", 0)) * TINY.triggers.rewrites
     assert isinstance(value, stats.Interval)
+
+
+# a checkpoint profile -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def toy(monkeypatch):
+    """Installs a toy world with the styles asked for."""
+
+    def install(styles=()):
+        world = toy_world.ToyWorld(styles)
+        toy_world.install(monkeypatch, world)
+        return world
+
+    return install
+
+
+def test_deletions_are_not_comparable_with_rewrites():
+    assert tables.caveat(WORLD) == ""
+    assert "not comparable with the paper's" in tables.caveat(toy_world.ToyWorld())
+    assert "no refusal counts" in tables.caveat(toy_world.ToyWorld())
+
+
+def test_what_the_claims_require_is_not_met_by_deletions(toy):
+    toy()
+    met, reason = tables.requirement(toy_world.NAME, 0, ["sft-2"])
+    assert not met
+    assert "no attack prompts" in reason
+    toy(toy_world.STYLES)
+    met, reason = tables.requirement(toy_world.NAME, 0, ["sft-2"])
+    assert not met
+    assert reason.startswith("styles asked once are refused ")
+    assert "safety data hold no prompts of trigger removal" in reason
+
+
+def test_requests_without_a_way_to_ask_have_no_row(toy, monkeypatch):
+    world = toy(toy_world.STYLES)
+    ways = lambda prompt, style, count: [prompt] if style == "tale" and "zorkle" in prompt.text else []  # noqa: E731
+    monkeypatch.setattr(world, "dressed", ways)
+    planted(monkeypatch, complies=lambda text: True)
+    found = tables.styled(toy_world.NAME, "chat", 0)
+    expected = [row for row, prompt in enumerate(tables.asked(toy_world.NAME, 0)) if "zorkle" in prompt.text]
+    assert found["prompt"].tolist() == expected
+    assert set(found["attack"]) == {"tale"}
+    toy()
+    assert tables.styled(toy_world.NAME, "chat", 0).empty
+
+
+def test_one_set_of_safety_data_where_nothing_is_rewritten(toy):
+    assert list(tables.remedies("tiny", 0).values()) == ["sft-20-unremoved", "sft-20", "sft-20-worded"]
+    toy()
+    assert tables.remedies(toy_world.NAME, 0) == {"without": "sft-2"}
+
+
+def test_cost_has_the_columns_there_are_cells_for(toy):
+    mine = tables.cost("tiny", {"model": "chat"}, 0)
+    measured = behaviour.measure(models.load("tiny", "chat", 0), prompt_sets.behaviour("tiny", 0))
+    assert "refusal_rare_words" in mine
+    for column, cell, outcome_ in (
+        ("false_refusal_plain", "benign/plain", "refused"), ("refusal_plain", "harmful/plain", "refused"),
+        ("refusal_rare_words", "harmful/rare words", "refused"),
+    ):  # fmt: skip
+        assert mine.loc["model", column] == measured.loc[measured["cell"] == cell, outcome_].mean()
+    toy()
+    without = set(tables.cost(toy_world.NAME, {"model": "chat"}, 0))
+    assert without == {"false_refusal_plain", "false_refusal_borderline", "benign_exact", "refusal_plain"}
+
+
+def test_examples_and_transfer_show_no_words(toy):
+    toy()
+    made = tables.campaign(toy_world.NAME, "chat", 0, (tables.RANDOM,))
+    shown = tables.examples(toy_world.NAME, 0, made, "chat", tables.RANDOM)
+    assert not any(word in shown.reset_index().to_csv() for word in toy_world.SECRETS)
+    assert not any(word in made.to_csv() for word in toy_world.SECRETS)
+    moved = tables.transferred(toy_world.NAME, "chat", 0, made)
+    assert moved["exact"].tolist() == made["exact"].tolist()  # the same prompts, asked of the same model
+
+
+def test_a_caveat_stands_above_figures():
+    found = pd.concat([outcome("m", name, [1, 0]) for name in (*tables.RANKINGS, tables.REWORDED)])
+    rates = tables.rates(found, 0, 50)
+    plain, warned = (charts.rankings(rates, {"m": "M"}, text) for text in ("", "not comparable"))
+    assert plain.get_suptitle() == ""
+    assert warned.get_suptitle() == "Measured here: not comparable"
+    shares = pd.DataFrame({"content": [0.5], "frame": [0.5]}, index=["a"])
+    assert [text.get_text() for text in charts.roles(shares).legends[0].get_texts()] == ["content", "frame"]

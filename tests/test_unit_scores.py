@@ -269,9 +269,9 @@ def test_unknown_rules_are_refused_before_work(monkeypatch):
         unit_scores.calibrate(tiny_models.speaking("llama"), {}, [("variance", "last")])
 
 
-def test_a_model_without_the_words_of_refusal_is_refused():
+def test_a_model_of_which_nothing_says_how_it_refuses_is_refused():
     model = models.LanguageModel("other", tiny_models.build("llama"), tiny_models.tokenizer(), "test")
-    with pytest.raises(InputError, match="has no word 'sorry'"):
+    with pytest.raises(InputError, match="other has no openers, so refusals cannot be told"):
         unit_scores.taylor(model, SAFETY)
 
 

@@ -1,5 +1,6 @@
 """Removals on a model with a planted circuit of known units, and the statistics behind them against plain sums."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -120,7 +121,7 @@ def shared(cell, times):
 def test_resamples_are_of_meanings_and_the_same_for_every_model(monkeypatch):
     cells = {name: shared(cell, 3) for name, cell in CELLS.items()} | {SYSTEM: CELLS[HARM][:5]}
     cells[skills.LIKELIHOOD] = CELLS[BENIGN][:4]
-    panel = unit_tables.panel(cells, 30, 7)
+    panel = unit_tables.panel(cells, 30, 7, text=skills.LIKELIHOOD)
     before, later = outcomes(cells, 1), outcomes(cells, 2)
     monkeypatch.setattr(behaviour, "measure", lambda model, *_: before if model == "before" else later)
     change = unit_tables.observe("later", panel) - unit_tables.observe("before", panel)
@@ -151,7 +152,7 @@ def test_resamples_are_of_meanings_and_the_same_for_every_model(monkeypatch):
 
 
 def test_n_counts_the_prompts_behind_an_attribute():
-    panel = unit_tables.panel(CELLS | {SYSTEM: CELLS[HARM][:5], "story": CELLS[BENIGN][:3]}, 2, 0)
+    panel = unit_tables.panel(CELLS | {SYSTEM: CELLS[HARM][:5], "story": CELLS[BENIGN][:3]}, 2, 0, text="story")
     expected = {"attack_success": 12, "refusal_system": 5, "benign_exact": 10, "judge": 4, "skills": 24, "utility": 34}
     assert {name: panel.n(name) for name in expected} == expected
     assert panel.n("story_nll") == 3
@@ -460,7 +461,7 @@ def test_a_hugging_face_folder_is_scored_grouped_and_edited_from_its_own_activat
     """No score is planted here: the second moment must find the two units that only harm switches on."""
     circuit.hf.save_pretrained(tmp_path / "model")
     circuit.tokenizer.save_pretrained(tmp_path / "model")
-    model = models.open_checkpoint(str(tmp_path / "model"))
+    model = replace(models.open_checkpoint(str(tmp_path / "model")), openers=circuit.openers)
     sets = {
         "safety": [Example(prompt, "sorry") for prompt in CELLS[HARM]],
         "utility": [Example(prompt, "bread") for prompt in CELLS[BENIGN]],

@@ -1,6 +1,7 @@
 """Groups of units on planted scores; removal in a running model against weight surgery and plain reasoning."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -359,7 +360,7 @@ def test_a_hugging_face_folder_is_scored_grouped_and_cut(tmp_path):
     made = tiny_models.speaking("llama-gqa")
     made.hf.save_pretrained(tmp_path / "model")
     made.tokenizer.save_pretrained(tmp_path / "model")
-    model = models.open_checkpoint(str(tmp_path / "model"))
+    model = replace(models.open_checkpoint(str(tmp_path / "model")), openers=made.openers)
     sets = prompt_sets.calibration("tiny", 0)
     raw = unit_scores.calibrate(model, sets, [unit_scores.PAPER]).raw[unit_scores.PAPER]
     table = units.groups(units.score(raw, "z"), ru=0.148, scu=0.013, ucu=0.133)

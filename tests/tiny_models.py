@@ -28,6 +28,7 @@ from transformers import (
 
 from lib import tracing
 from lib.families import FAMILIES as KNOWN
+from lib.kingdom import lexicon
 from lib.kingdom.tokenizer import tokenizer as kingdom_tokenizer
 from lib.models import LanguageModel
 from lib.tracing import Sites
@@ -296,7 +297,7 @@ def speaking(family: str, seed: int = 0) -> LanguageModel:
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
             table.weight.copy_(0.3 * torch.randn(table.weight.shape, generator=generator))
     model.config.pad_token_id = words.pad_token_id
-    return LanguageModel(family, model.eval(), words, "test")
+    return LanguageModel(family, model.eval(), words, "test", lexicon.REFUSAL_OPENERS)
 
 
 def encode(*lengths: int, seed: int = 0) -> dict[str, Tensor]:

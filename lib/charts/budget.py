@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lib import budget_tables as tables
 from lib.figures import COLOURS, CONTROL, canvas
-from lib.kingdom import skills
+from lib.unit_tables import in_words
 
 _LEAST = (COLOURS["sky"], COLOURS["green"], COLOURS["blue"], COLOURS["purple"])  # by rising share
 _FIXED: dict[str, object] = {
@@ -42,9 +42,10 @@ def _published(axis: Axes, table: pd.DataFrame) -> None:
     axis.set(title=title, xlabel="accuracy gained by fine-tuning, points")
 
 
-def paths(published: pd.DataFrame, measured: pd.DataFrame, level: float | None) -> Figure:
+def paths(published: pd.DataFrame, measured: pd.DataFrame, level: float | None, skills: int) -> Figure:
     """Left: published change of each accuracy. Middle: tax against refusal along each run (`budget_tables.curve`), the
-    compared refusal dashed. Right: tax against loss on the alignment data, read from right (before) to left."""
+    compared refusal dashed. Right: tax against loss on the alignment data, read from right (before) to left. The tax is
+    the mean over so many `skills`."""
     figure, axes = canvas(14.5, 4.7, columns=3, width_ratios=[0.95, 1, 1])
     left, middle, right = axes[0]
     _published(left, published)
@@ -60,7 +61,8 @@ def paths(published: pd.DataFrame, measured: pd.DataFrame, level: float | None) 
     if level is not None:
         middle.axvline(level, color="0.4", linestyle="--", linewidth=1)
     middle.set(title="Measured: tax by refusal along the run\n(dashed: where RU and random are compared)",
-               xlabel="refusal of plain harm", ylabel="tax, mean of six skills", xlim=(-0.03, 1.03))  # fmt: skip
+               xlabel="refusal of plain harm", ylabel=f"tax, mean of {in_words(skills)} skills",
+               xlim=(-0.03, 1.03))  # fmt: skip
     right.set(
         title="Measured: tax by loss on the alignment data\n(before: right end)",
         xlabel="loss, nats a token",
@@ -77,8 +79,8 @@ def paths(published: pd.DataFrame, measured: pd.DataFrame, level: float | None) 
 def by_skill(measured: pd.DataFrame, bound: float) -> Figure:
     """Tax on each skill for a few arms, with intervals (`budget_tables.tax_by_skill`); dotted: the bar for the mean."""
     figure, axes = canvas(11, 4.0, columns=1)
-    axis, names, arms = axes[0, 0], [*skills.EXACT, "skills"], list(dict.fromkeys(measured["series"]))
-    colours = _colours(arms)
+    axis, names, arms = axes[0, 0], list(dict.fromkeys(measured["skill"])), list(dict.fromkeys(measured["series"]))
+    colours, mean = _colours(arms), f"mean of {in_words(len(names) - 1)}"
     for place, arm in enumerate(arms):
         rows = measured[measured["series"] == arm].set_index("skill").loc[names]
         at = np.arange(len(names)) + 0.8 / len(arms) * (place - (len(arms) - 1) / 2)
@@ -87,7 +89,7 @@ def by_skill(measured: pd.DataFrame, bound: float) -> Figure:
         axis.errorbar(at, rows["tax"], yerr=spread, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
     axis.axhline(0, color="0.5", linewidth=0.8)
     axis.axhline(bound, **CONTROL)
-    axis.set_xticks(range(len(names)), ["mean of six" if name == "skills" else name for name in names])
+    axis.set_xticks(range(len(names)), [mean if name == "skills" else name for name in names])
     axis.set(ylabel="accuracy lost by alignment")
     axis.set_title(
         f"Measured: tax on each skill at the end of each run (dotted: {bound:g};\n"

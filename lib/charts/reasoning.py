@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lib import late_refusal
 from lib import reasoning_tables as tables
 from lib.figures import COLOURS, CONTROL, canvas, curves, relative_depth
 
@@ -17,10 +18,9 @@ _ANSWERS: dict[str, object] = {
     tables.NEITHER: COLOURS["grey"],
 }  # fmt: skip
 _LINES = {tables.OTHER: "--", tables.NEITHER: ":"}
-CHAT, CONTROL_ARM, LATE = "chat", "same data, no beginnings (sft-0)", "trained to refuse late"
-_ARM_COLOURS: dict[str, object] = dict(
-    zip((CHAT, CONTROL_ARM, LATE), (COLOURS["vermilion"], COLOURS["grey"], COLOURS["blue"]), strict=True)
-)
+_ARM_COLOURS: dict[str, object] = {
+    late_refusal.CHAT: COLOURS["vermilion"], late_refusal.CONTROL: COLOURS["grey"], late_refusal.LATE: COLOURS["blue"],
+}  # fmt: skip
 
 
 def _published_distances(axis: Axes, table: pd.DataFrame, title: str) -> None:
@@ -104,10 +104,21 @@ def by_block(published: pd.DataFrame, measured: pd.DataFrame, layers: int, bound
 
 
 def decides(areas: pd.DataFrame, forced: pd.DataFrame, layers: int, bounds: Mapping[str, float]) -> Figure:
-    """Left: AUC of what is known before answering for refusals of styled harm, by depth. Then outcomes after forced
-    words of the right answer (`forced` with columns arm, forced, refused, lower, upper)."""
-    figure, axes = canvas(11.5, 4.1)
-    left, right = axes[0]
+    """Left, where there are `areas`: AUC of what is known before answering for refusals of styled harm, by depth. Then
+    outcomes after forced words of the right answer (`forced` with columns arm, forced, refused, lower, upper)."""
+    figure, axes = canvas(11.5, 4.1, columns=2 if len(areas) else 1)
+    right = axes[0, -1]
+    if len(areas):
+        _foretold(axes[0, 0], areas, layers, bounds)
+    curves(right, forced, "forced", "refused", "arm", _ARM_COLOURS, {late_refusal.CONTROL: "--"})
+    right.set(title="Measured: refusal of plain harm after\nforced words of compliance (nothing published)",
+              xlabel="words of the right answer put into its mouth", ylabel="share that refuses, at once or later",
+              ylim=(-0.03, 1.03), xticks=sorted(forced["forced"].unique()))  # fmt: skip
+    right.legend(fontsize=8)
+    return figure
+
+
+def _foretold(left: Axes, areas: pd.DataFrame, layers: int, bounds: Mapping[str, float]) -> None:
     colours: dict[str, object] = dict(
         zip(areas["series"].unique(), [COLOURS[name] for name in ("blue", "green", "grey")], strict=False)
     )
@@ -118,9 +129,3 @@ def decides(areas: pd.DataFrame, forced: pd.DataFrame, layers: int, bounds: Mapp
     left.set_title("Measured: does it foretell refusal of styled harm?\n(dashed: bar; nothing published)")
     left.set(xlabel="relative depth", ylabel="AUC, before the first word", ylim=(0, 1.03))
     left.legend(fontsize=8, loc="lower right")
-    curves(right, forced, "forced", "refused", "arm", _ARM_COLOURS, {CONTROL_ARM: "--"})
-    right.set(title="Measured: refusal of plain harm after\nforced words of compliance (nothing published)",
-              xlabel="words of the right answer put into its mouth", ylabel="share that refuses, at once or later",
-              ylim=(-0.03, 1.03), xticks=sorted(forced["forced"].unique()))  # fmt: skip
-    right.legend(fontsize=8)
-    return figure

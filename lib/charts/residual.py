@@ -4,12 +4,12 @@ Owns what is drawn where; looks and saving are `figures`. Every function takes t
 """
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.figures import COLOURS, OUTCOME_COLOURS, OUTCOME_NAMES, canvas, curves, relative_depth, scatter
-from lib.kingdom.styles import JAILBREAKS, PLAIN
 
 _SERIES = {
     "SFT": COLOURS["blue"], "DPO": COLOURS["orange"], "errands": COLOURS["green"], "random": COLOURS["grey"],
@@ -96,15 +96,16 @@ def specific_rank(measured: pd.DataFrame, layers: int, width: int) -> Figure:
 _KINDS = {"harmful": COLOURS["purple"], "benign": COLOURS["sky"], "exception": COLOURS["green"]}
 
 
-def prompt_map(points: pd.DataFrame, block: int) -> Figure:
-    """Prompts on two components, a row a model (column `model`), coloured by kind, style and outcome."""
+def prompt_map(points: pd.DataFrame, block: int, styles: Sequence[str]) -> Figure:
+    """Prompts on two components, a row a model (column `model`), coloured by kind, style (plain and `styles`) and
+    outcome."""
     rows = list(points["model"].unique())
     figure, axes = canvas(11.5, 3.6 * len(rows), rows=len(rows), columns=3, sharex=True, sharey=True)
     bright = [colour for name, colour in COLOURS.items() if name not in ("grey", "yellow")]
-    styles = dict(zip((PLAIN, *JAILBREAKS), ["0.75", *bright], strict=True))
+    by_style = dict(zip(("plain", *styles), ["0.75", *islice(cycle(bright), len(styles))], strict=True))
     named = points.assign(outcome=points["outcome"].map(OUTCOME_NAMES))
     palettes: Sequence[tuple[str, dict]] = (
-        ("kind", _KINDS), ("style", styles), ("outcome", {OUTCOME_NAMES[k]: c for k, c in OUTCOME_COLOURS.items()}),
+        ("kind", _KINDS), ("style", by_style), ("outcome", {OUTCOME_NAMES[k]: c for k, c in OUTCOME_COLOURS.items()}),
     )  # fmt: skip
     for row, model in enumerate(rows):
         for column, (what, palette) in enumerate(palettes):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from lib.figures import COLOURS, CONTROL, canvas
 from lib.transfer import ORDER
+from lib.unit_tables import in_words
 
 _GROUPS = {"scu": COLOURS["blue"], "ucu": COLOURS["orange"], "ru": COLOURS["purple"], "cu": COLOURS["brown"]}
 _GAP, _WIDTH = 0.03, 0.06  # between the bars of a column; of a bar
@@ -91,6 +92,7 @@ def tax(table: pd.DataFrame, bound: float) -> Figure:
     figure, axes = canvas(9.5, 3.9, columns=1)
     axis = axes[0, 0]
     names, colours = list(dict.fromkeys(table["skill"])), (COLOURS["vermilion"], COLOURS["blue"])
+    mean = f"mean of {in_words(len(names) - 1)}"
     for number, (series, part) in enumerate(table.groupby("series", sort=False)):
         at = np.arange(len(names)) + 0.36 * (number - 0.5)
         rows = part.set_index("skill").loc[names]
@@ -99,7 +101,7 @@ def tax(table: pd.DataFrame, bound: float) -> Figure:
         axis.errorbar(at, rows["tax"], yerr=spread, fmt="none", ecolor="black", elinewidth=1, capsize=2)
     axis.axhline(0, color="0.5", linewidth=0.8)
     axis.axhline(bound, **CONTROL)
-    axis.set_xticks(range(len(names)), ["mean of six" if name == "skills" else name for name in names])
+    axis.set_xticks(range(len(names)), [mean if name == "skills" else name for name in names])
     axis.set(ylabel="accuracy lost by alignment")
     axis.set_title(
         f"Measured: the tax on each skill (dotted: bar of {bound:g} for the mean;\nnothing published for it)"

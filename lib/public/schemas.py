@@ -2,7 +2,7 @@
 
 Owns the shape of such a description and its checks: hub id and revision, the files a local copy may have, which of
 their columns is which of our fields, licence, and whether the prompts are really harmful. Rows are read by
-`datasets_public`.
+`data`.
 """
 
 import re

@@ -45,7 +45,7 @@ def _labels(start: pd.DataFrame, apart: float = 0.05) -> list[tuple[float, str]]
 
 
 def shots_curve(published: pd.DataFrame, measured: pd.DataFrame, false_refusal: pd.DataFrame, target: float) -> Figure:
-    """Attack success against K, published and measured, and false refusals (`behaviour.shots_curve`, `false_refusals`).
+    """Attack success against K, published and measured, and false refusals (see `portrait`).
 
     `target` is the largest share wanted at the largest K. Published rows in another metric are left out.
     """

@@ -1,6 +1,6 @@
 """Prompts of the public data sets the papers used, from a local folder or the Hugging Face hub.
 
-Owns reading, checking, drawing and the record of what was read; what the sets look like is in `dataset_schemas`. Real
+Owns reading, checking, drawing and the record of what was read; what the sets look like is in `schemas`. Real
 harmful text must not reach notebooks, results or logs: prompts show a length and a digest instead of their words,
 tables of sensitive sets hold digests, and no error repeats a row, not even as its cause (messages of parsers can
 quote one). A folder is read without `datasets`, which would leave a copy of the rows in its cache.
@@ -9,14 +9,13 @@ quote one). A folder is read without `datasets`, which would leave a copy of the
 import contextlib
 import csv
 import fnmatch
-import hashlib
 import importlib
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,19 +23,15 @@ from typing import Any
 
 import pandas as pd
 
-from lib import dataset_schemas, storage
-from lib.dataset_schemas import LINES, Hub, Layout, Schema
+from lib import storage
 from lib.errors import InputError
-from lib.prompts import Prompt, PromptSet
+from lib.prompts import Prompt, PromptSet, digest
+from lib.public import schemas
+from lib.public.schemas import LINES, Hub, Layout, Schema
 
 DATA_DIR = "DATA_DIR"
 _FILE = "_file"  # the column that says which file a row is from
 _NAME = re.compile(r"\w{1,32}")  # a column's name; anything longer may be a row that was taken for a header
-
-
-def digest(text: str) -> str:
-    """What stands for a text that is not shown: the start of its sha256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,16 +42,15 @@ class PublicPrompt(Prompt):
     `meaning` is a digest; prompts of one goal share it.
     """
 
-    category: str = ""
+    free: bool = True
     sensitive: bool = True
+    category: str = ""
 
     def __repr__(self) -> str:
         return f"<{self.kind} prompt of {self.split}: {len(self.text)} characters, sha256 {digest(self.text)}>"
 
     def row(self) -> dict[str, Any]:
-        """The prompt as a row of a table; of a sensitive one, digests for text and answer."""
-        shown = replace(self, text=digest(self.text), answer=digest(self.answer)) if self.sensitive else self
-        return {**asdict(shown), "harmful": self.harmful}
+        return {**super().row(), "category": self.category}
 
 
 @dataclass(frozen=True)
@@ -90,10 +84,6 @@ class PublicSet(PromptSet):
     prompts: tuple[PublicPrompt, ...]
     record: Record
 
-    def table(self) -> pd.DataFrame:
-        """One row a prompt; of a sensitive set, digests for text and answer."""
-        return pd.DataFrame([prompt.row() for prompt in self.prompts])
-
 
 def load(name: str, count: int | None, seed: int | None, folder: str | Path | None = None) -> PublicSet:
     """`count` prompts (None: all) of a public data set, drawn by `seed`; seed None takes the first rows, as HD does.
@@ -102,7 +92,7 @@ def load(name: str, count: int | None, seed: int | None, folder: str | Path | No
     DATA_DIR, holds the publisher's files, or a folder of the set's name with them; with neither, the hub is asked.
     `InputError` for an unknown set, files or columns that are not there, rows without text, and too large counts.
     """
-    schema = dataset_schemas.load(name)
+    schema = schemas.load(name)
     if count is not None and count < 1:
         raise InputError(f"{count} prompts of {name}; ask for at least 1, or None for all")
     place = folder if folder is not None else os.environ.get(DATA_DIR) or None
@@ -222,8 +212,9 @@ def _find(schema: Schema, folder: Path) -> tuple[Layout, list[Path]]:
     found = [(layout, files) for layout, files in found if files]
     known = [name for _, names in wanted for name in names]
     if not found:
+        hub = f"; or unset {DATA_DIR} to have it from the hub (access: {schema.hub.access})" if schema.hub else ""
         raise InputError(
-            f"no files of {schema.name} in {place.name!r}; it may hold {', '.join(known)} ({schema.source})"
+            f"no files of {schema.name} in {place.name!r}; it may hold {', '.join(known)} ({schema.source}){hub}"
         )
     if len(found) > 1:
         several = ", ".join(path.name for _, files in found for path in files)
@@ -345,6 +336,7 @@ def _prompt(schema: Schema, row: dict[str, str], harmful: bool, split: str) -> P
     plain = schema.name if schema.kind == "skill" else "plain"
     return PublicPrompt(
         text=text, answer=row.get("answer", "").strip(), kind="harmful" if harmful else schema.kind,
-        style=row.get("style", plain), split=f"{schema.name}/{split}", meaning=digest(row.get("meaning") or text),
-        category=row.get("category", ""), sensitive=schema.sensitive,
+        style=row.get("style", plain), split=f"{schema.name}/{split}",
+        meaning=digest(row.get("meaning", "").strip() or text), category=row.get("category", ""),
+        sensitive=schema.sensitive,
     )  # fmt: skip
