@@ -75,7 +75,7 @@ class Job:
         facts = {path.name: storage.digest(path) for path in (paths.CLAIMS, *self._tables())}
         key: dict[str, Any] = {"code": code, "parameters": self.values, "shows": shows, "facts": facts}
         if isinstance(profiles.load(self.profile), profiles.Checkpoint):
-            key["data"] = _public_data()
+            key["data"] = _public_data(paths.BUILD / self.profile)
         return storage.digest_json(key)
 
     def _tables(self) -> list[Path]:
@@ -96,12 +96,13 @@ class Job:
         return reason
 
 
-def _public_data() -> list[Any]:
+def _public_data(own: Path) -> list[Any]:
     """What public data sets are read from: their descriptions, those of judges, and the files of DATA_DIR by size and
-    time."""
+    time, but not what the run itself leaves in its `own` folder."""
     described = sorted([*paths.DATASETS.glob("*.yaml"), *(paths.DATA / "judges").glob("*.yaml")])
     place = os.environ.get("DATA_DIR")
-    files = sorted(path for path in Path(place).rglob("*") if path.is_file()) if place else []
+    there = sorted(path.resolve() for path in Path(place).rglob("*") if path.is_file()) if place else []
+    files = [path for path in there if not path.is_relative_to(own)]
     read = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     return [[storage.digest(path) for path in described], read]
 

@@ -96,7 +96,7 @@ def write(folder: Path, seed: int = 0) -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.kingdom.example", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where to put the files, such as build/example")
+    parser.add_argument("folder", type=Path, help="where to put the files, such as build/storybook")
     written = write(parser.parse_args().folder)
     print(f"{len(written)} files; run with DATA_DIR={written[0].parent}")
     return 0
