@@ -1,7 +1,9 @@
 """Two CPU processes that share one model (FSDP2, gloo) learn what one process learns; their checkpoint opens.
 
 Three launches by `accelerate launch` with the configuration that is shipped; the runs are in several_processes.py.
-They compute in float64, where only the order of sums over rows and shards differs between one process and two.
+They compute in float64, where only the order of sums over rows and shards differs between one process and two. The
+norms inside transformers' blocks cast to float32 whatever the model's type, so that a difference of 1e-16 now and then
+rounds to one of 1e-7: `CLOSE` leaves room for that on any processor, and is far from any wrong factor.
 """
 
 import json
@@ -20,6 +22,7 @@ from tests.several_processes import EXAMPLES, RUNS, UNITS
 
 CONFIG = paths.DATA / "accelerate" / "fsdp2.yaml"
 FAMILY = {name: {"gemma": "gemma-2", "neox": "pythia"}.get(name, "llama-3") for name in RUNS}
+CLOSE = 1e-5  # of a loss or a norm
 SECRET = "zanzibar"  # in every pair of the command's data, and nowhere else
 
 
@@ -59,24 +62,25 @@ def masks(folder, run, units):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_losses_and_gradients_are_those_of_one_process(folder, run):
-    """Rounding apart: 1e-9 of the loss. A gradient's norm is that before clipping, which would hide a wrong factor."""
+    """Rounding apart. A gradient's norm is that before clipping, which would hide a wrong factor."""
     one, first, second = told(folder, run)
     assert [one["sharded"], first["sharded"], second["sharded"]] == [False, True, True]
     assert first == second  # to the last bit, so that all processes would stop at the same step
     for what in ("losses", "norms", "after"):
-        assert first[what] == pytest.approx(one[what], rel=1e-9), what
+        assert first[what] == pytest.approx(one[what], rel=CLOSE), what
     assert max(one["norms"]) > 1  # clipping was at work
     assert one["losses"][0] - one["after"][1] > 0.1 or run == "dpo"  # and something was learned
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_weights_are_those_of_one_process(folder, run):
-    """AdamW divides a gradient by its size, which magnifies what rounding does to the smallest ones: 1e-7, where a
-    single step moves a weight by up to 3e-3."""
+    """On average to 1e-7, where a single step moves a weight by up to 3e-3. AdamW divides a gradient by its size, which
+    magnifies what rounding does to the smallest ones: a single weight may differ by more."""
     start, one, two = (weights(folder / where) for where in (FAMILY[run], f"one/{run}", f"two/{run}"))
     assert one.keys() == two.keys() == start.keys()  # tied weights are stored once
     for name, weight in two.items():
-        assert torch.allclose(weight, one[name], rtol=0, atol=1e-7), name
+        assert (weight - one[name]).abs().mean() < 1e-7, name
+        assert (weight - one[name]).abs().max() < 1e-4, name
         assert (weight - start[name]).abs().max() > 1e-3, name
 
 
@@ -106,7 +110,7 @@ def test_the_checkpoint_opens_and_says_what_was_measured_before_it_was_saved(fol
     assert storage.damage(made) is None
     opened = models.open_checkpoint(str(made), dtype=torch.float64)
     assert type(opened.hf) is type(tiny_models.plain(FAMILY[run]))
-    assert several_processes._after(opened) == pytest.approx(told(folder, run)[1]["after"], rel=1e-9)
+    assert several_processes._after(opened) == pytest.approx(told(folder, run)[1]["after"], rel=CLOSE)
     plain = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float64)
     encoding = prompts.encode(opened.tokenizer, [EXAMPLES[0].prompt])
     with torch.no_grad():
