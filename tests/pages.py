@@ -6,23 +6,27 @@ import io
 from typing import Any
 
 from lib import notebooks
+from lib.errors import NotHere
 
 
-def run(notebook: str, profile: str, seed: int = 0, **parameters: Any) -> str:
-    """Run a notebook's code cells in order, as the pipeline does; everything it shows, as text.
+def run(notebook: str, profile: str, seed: int = 0, **parameters: Any) -> tuple[str, str | None]:
+    """Run a notebook's code cells in order, as the pipeline does: all that it shows, as text, and why it stopped.
 
-    Raises what a cell raises, `NotHere` among it.
+    The reason is that of `NotHere`, None where the page came to its end; whatever else a cell raises is raised.
     """
     text = notebooks.source_path(notebook).read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        for cell in notebooks.cells(text):
-            if cell.kind == "code":
-                _execute(cell.source, names)
-            if "parameters" in cell.tags:
-                names |= {"profile": profile, "seed": seed, **parameters}
-    return shown.getvalue()
+    try:
+        with contextlib.redirect_stdout(shown):
+            for cell in notebooks.cells(text):
+                if cell.kind == "code":
+                    _execute(cell.source, names)
+                if "parameters" in cell.tags:
+                    names |= {"profile": profile, "seed": seed, **parameters}
+    except NotHere as reason:
+        return shown.getvalue(), str(reason)
+    return shown.getvalue(), None
 
 
 def _execute(source: str, names: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from lib import claims, jobs, notebooks, paths, profile_files, provenance
-from lib.errors import NotHere
 from tests import pages, public_files
 from tests.public_files import CANARY
 from tests.tiny_models import CHECKPOINTS
@@ -41,13 +40,6 @@ class Place:
         patch.setattr(provenance, "code_hash", lambda *_: "0" * 64)  # looks for profiles in the checkout only
         patch.setenv("DATA_DIR", str(data))
 
-    def run(self, page):
-        """What the page showed, or why it stopped."""
-        try:
-            return pages.run(page, self.name), None
-        except NotHere as reason:
-            return "", str(reason)
-
     def left(self):
         """Files of the run that hold the canary."""
         made = [path for part in ("build", "cache") for path in (self.root / part).rglob("*") if path.is_file()]
@@ -68,7 +60,7 @@ def place(tmp_path_factory):
 
 
 def check(place, page):
-    shown, reason = place.run(page)
+    shown, reason = pages.run(page, place.name)
     assert CANARY not in shown
     assert place.left() == []
     if page in STOPS:

@@ -1,18 +1,12 @@
 """Pages 02, 09 and 11 on a checkpoint profile: they run through, or stop with a reason, and leave no sensitive word."""
 
-import builtins
-import contextlib
-import io
 import json
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
 
-from lib import claims, notebooks, paths, provenance
+from lib import claims, paths, provenance
 from lib.claims import ClaimVerdict
-from lib.errors import NotHere
-from tests import toy_world
+from tests import pages, toy_world
 from tests.toy_world import SECRETS, ToyWorld
 
 
@@ -26,30 +20,7 @@ class Page:
         monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
         monkeypatch.setattr(provenance, "code_hash", lambda *_: "toy")
         monkeypatch.setattr(claims.provenance, "code_hash", lambda *_: "toy")
-        self.shown, self.stopped = "", None
-        self._run()
-
-    def _run(self):
-        source = notebooks.source_path(self.name).read_text(encoding="utf-8")
-        source = source.replace('profile: str = "kingdom"', f'profile: str = "{toy_world.NAME}"')
-        names = {"__name__": "__main__", "__builtins__": builtins}
-        shell = InteractiveShell.instance()
-        shell.user_ns.update(names)
-        for cell in notebooks.cells(source):
-            if cell.kind != "code":
-                continue
-            with capture_output() as said, contextlib.redirect_stderr(io.StringIO()):
-                result = shell.run_cell(cell.source)
-            rich = getattr(result.result, "_repr_html_", lambda: "")() or ""
-            self.shown += (
-                said.stdout + "".join(str(output.data) for output in said.outputs) + rich + repr(result.result)
-            )
-            error = result.error_before_exec or result.error_in_exec
-            if isinstance(error, NotHere):
-                self.stopped = str(error)
-                return
-            if error is not None:
-                raise AssertionError(f"{self.name}: {cell.source}") from error
+        self.shown, self.stopped = pages.run(name, toy_world.NAME)
 
     def verdicts(self):
         file = json.loads(paths.result_file(paths.run_folder(toy_world.NAME, 0) / "results", self.name).read_text())
