@@ -37,12 +37,34 @@ class Checkpoint:
     origin: str
 
 
-def check(name: str, revision: str | None) -> Checkpoint:
-    """The checked checkpoint of a folder or hub name; `InputError` says what is wrong and how to mend it."""
+def check(name: str, revision: str | None, read_with: Any = None) -> Checkpoint:
+    """The checked checkpoint of a folder or hub name; `InputError` says what is wrong and how to mend it.
+
+    `read_with`: another model's tokenizer to read this one with, see `tokenizer`; its own then needs no chat template,
+    which base models mostly lack. What is small is fetched and checked first.
+    """
+    if not Path(name).is_dir():
+        _small(name, revision, read_with)
     folder, origin = _find(name, revision, weights=True)
     config = _config(folder, name)
     _check_size(config, _held(_weight_files(folder, name), name), name)
-    return Checkpoint(folder, config, _tokenizer(folder, config, name), origin)
+    return Checkpoint(folder, config, _tokenizer(folder, config, name, read_with), origin)
+
+
+def tokenizer(name: str, revision: str | None) -> Any:
+    """A model's tokenizer, with a chat template; fetches no weights.
+
+    Models that are compared must read the same text: other templates, or system lines of their own, would pass for a
+    difference between the models. So all are read with one tokenizer, that of the aligned model.
+    """
+    return _small(name, revision)[1]
+
+
+def _small(name: str, revision: str | None, read_with: Any = None) -> tuple[Path, Any, Any]:
+    """(folder, tokenizer, configuration) of a checkpoint, without its weights."""
+    folder, _ = _find(name, revision, weights=False)
+    config = _config(folder, name)
+    return folder, _tokenizer(folder, config, name, read_with), config
 
 
 def identity(name: str, revision: str | None) -> str:
@@ -55,15 +77,12 @@ def identity(name: str, revision: str | None) -> str:
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 
 
-def check_alike(one: Checkpoint, other: Checkpoint, roles: tuple[str, str]) -> None:
-    """Refuse two checkpoints whose weights or states cannot be compared: another family, another shape."""
+def check_alike(one: Any, other: Any, roles: tuple[str, str]) -> None:
+    """Refuse the configurations of two models whose weights or states cannot be compared: another family or shape."""
     for name in _SHAPE:
-        mine, its = (getattr(found.config, name, None) for found in (one, other))
+        mine, its = (getattr(config, name, None) for config in (one, other))
         if mine != its:
-            raise InputError(
-                f"{name} is {mine} in {roles[0]} ({one.origin}) and {its} in {roles[1]} ({other.origin}); take models "
-                "of one architecture"
-            )
+            raise InputError(f"{name} is {mine} in {roles[0]} and {its} in {roles[1]}; take models of one architecture")
 
 
 @dataclass(frozen=True)
@@ -75,17 +94,16 @@ class Outline:
     generation: GenerationConfig | None
 
 
-def outline(name: str, revision: str | None) -> Outline:
+def outline(name: str, revision: str | None, read_with: Any = None) -> Outline:
     """Checked as in `check`, but for weights, which are neither fetched nor looked for."""
-    folder, _ = _find(name, revision, weights=False)
-    config = _config(folder, name)
+    folder, own, config = _small(name, revision, read_with)
     if config.num_hidden_layers > _MOST_BLOCKS:  # there are no weights to hold this number against
         raise InputError(
             f"config.json of {name!r} declares {config.num_hidden_layers} blocks; more than {_MOST_BLOCKS} are not "
             "built: download it again"
         )
     _declared(config, name)
-    return Outline(config, _tokenizer(folder, config, name), _generation(folder, name))
+    return Outline(config, own, _generation(folder, name))
 
 
 def _find(name: str, revision: str | None, weights: bool) -> tuple[Path, str]:
@@ -260,7 +278,8 @@ def _declared(config: Any, name: str) -> int:
 
 
 # tokenizer ------------------------------------------------------------------------------------------------------------
-def _tokenizer(folder: Path, config: Any, name: str) -> Any:
+def _tokenizer(folder: Path, config: Any, name: str, read_with: Any = None) -> Any:
+    """The tokenizer of a folder, or `read_with` where that gives every token the same id."""
     settings = folder / "tokenizer_config.json"
     if settings.is_file() and "auto_map" in _json(settings, name):
         raise InputError(
@@ -268,13 +287,29 @@ def _tokenizer(folder: Path, config: Any, name: str) -> Any:
             "save it as a fast tokenizer (tokenizer.json)"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as problem:  # a tokenizer's file can be wrong in many ways, its library raises plain Exception
         raise InputError(f"{name!r} has no usable tokenizer ({_first_line(problem)}); copy its files there") from None
-    prompts.check_tokenizer(tokenizer, repr(name))
-    _check_vocabulary(tokenizer, config.vocab_size, name)
-    tokenizer.padding_side = "left"
-    return tokenizer
+    if own.pad_token_id is None and own.eos_token is not None:
+        own.pad_token = own.eos_token  # Llama's have none; masks say what is padding, so any token will do
+    if read_with is not None:
+        _check_same_ids(own, read_with, name)
+        own = read_with
+    prompts.check_tokenizer(own, repr(name))
+    _check_vocabulary(own, config.vocab_size, name)
+    own.padding_side = "left"
+    return own
+
+
+def _check_same_ids(own: Any, other: Any, name: str) -> None:
+    """A token that both know must have one id; one that only one knows was added for a use of its own."""
+    its = other.get_vocab()
+    differ = sorted(word for word, token in own.get_vocab().items() if its.get(word, token) != token)
+    if differ:
+        raise InputError(
+            f"the tokenizer of {name!r} numbers {len(differ)} tokens otherwise than that of the aligned model "
+            f"({differ[0]!r}); take models of one vocabulary"
+        )
 
 
 def _check_vocabulary(tokenizer: Any, size: int, name: str) -> None:

@@ -70,23 +70,30 @@ def open_checkpoint(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     device: str = "cpu",
+    read_with: Any = None,
 ) -> LanguageModel:
     """A causal LM from a local folder or the hub, with its tokenizer, in `dtype` whatever it was saved in.
 
     `device`: cpu, cuda, or auto (all cards, by accelerate's device map). `revision` is a branch, tag or commit on the
-    hub. No code from the checkpoint is run and nothing is unpickled. Raises `InputError`, before weights are read, for
-    everything `checkpoints.check` refuses.
+    hub. `read_with`: a tokenizer in the place of its own, see `checkpoints.tokenizer`. No code from the checkpoint is
+    run and nothing is unpickled. Raises `InputError`, before weights are read, for everything `checkpoints.check`
+    refuses, and for cards that are missing or too small.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    found = checkpoints.check(name, revision)
     if device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"device {device!r} needs a GPU and there is none; set device: cpu in the profile")
+    found = checkpoints.check(name, revision, read_with)
     options = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     if device != "cpu":  # without it the loader does not ask for accelerate's dispatch
         options["device_map"] = device
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(found.folder, output_loading_info=True, **options)
+    except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the files
+        raise InputError(
+            f"{name!r} does not fit beside the models that are open on {device!r}; take a card with more memory, or "
+            "several with device: auto"
+        ) from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise InputError(
             f"the weights of {name!r} cannot be read ({problem.__class__.__name__}); download it again"
@@ -96,7 +103,20 @@ def open_checkpoint(
         raise InputError(
             f"{name!r} lacks {len(missing)} of its model's weights ({missing[0]}); name a checkpoint of the whole model"
         )
+    _check_placed(hf, name)
     return LanguageModel(role or Path(name).name, hf.eval(), found.tokenizer, found.origin)
+
+
+def _check_placed(hf: Any, name: str) -> None:
+    """Refuse what accelerate keeps off the cards for want of memory: such weights are copies that come and go, so that
+    training them, or setting them to zero, would silently do nothing."""
+    places = getattr(hf, "hf_device_map", {})
+    away = [part for part, place in places.items() if str(place) in ("cpu", "disk")]
+    if away and len(away) < len(places):
+        raise InputError(
+            f"{len(away)} of {len(places)} parts of {name!r} do not fit on the cards ({away[0]}); take more cards, or "
+            "device: cpu in the profile"
+        )
 
 
 def open_remote(
@@ -105,6 +125,7 @@ def open_remote(
     revision: str | None = None,
     remote: Remote = True,
     dtype: torch.dtype = torch.float32,
+    read_with: Any = None,
 ) -> LanguageModel:
     """A causal LM that runs on a server: configuration and tokenizer from the hub or a folder, and no weights.
 
@@ -114,10 +135,10 @@ def open_remote(
     """
     where = server.check(remote)
     if not server.elsewhere(where):
-        return replace(open_checkpoint(name, role, dtype, revision), remote=where)
+        return replace(open_checkpoint(name, role, dtype, revision, read_with=read_with), remote=where)
     if where is True and Path(name).is_dir():
         raise InputError(f"{name!r} is a folder, which NDIF does not know; give the model's name on the hub")
-    found = checkpoints.outline(name, revision)
+    found = checkpoints.outline(name, revision, read_with)
     hf = server.skeleton(found.config, name)
     if found.generation is not None:
         hf.generation_config = found.generation
@@ -247,12 +268,18 @@ def load(profile: str, role: str, seed: int, shipped: bool = True) -> LanguageMo
 def _of_checkpoint(settings: Checkpoint, role: str, seed: int, shipped: bool) -> LanguageModel:
     dtype, source = getattr(torch, settings.dtype), organism.given(settings).get(role)
     if source is not None:
-        name, revision = source.name, source.revision
+        name, revision, read_with = source.name, source.revision, _read_with(settings, role)
     else:
-        name, revision = str(find(settings, role, seed, shipped)[0]), None
+        name, revision, read_with = str(find(settings, role, seed, shipped)[0]), None, None
     if settings.remote:
-        return open_remote(name, role, revision, settings.remote, dtype)
-    return open_checkpoint(name, role, dtype, revision, settings.device)
+        return open_remote(name, role, revision, settings.remote, dtype, read_with)
+    return open_checkpoint(name, role, dtype, revision, settings.device, read_with)
+
+
+def _read_with(settings: Checkpoint, role: str) -> Any:
+    """The tokenizer of `chat` for the other given models, see `checkpoints.tokenizer`; None for chat, which has it."""
+    chat = organism.given(settings)["chat"]
+    return None if role == "chat" else checkpoints.tokenizer(chat.name, chat.revision)
 
 
 def largest_difference(one: Path, other: Path) -> float:
@@ -292,13 +319,21 @@ def build(profile: str, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def _checked(settings: Checkpoint) -> dict[str, dict[str, Any]]:
-    """The given checkpoints, checked without reading weights: each by itself, and that they are of one shape."""
-    sources = organism.given(settings)
-    found = {role: checkpoints.check(source.name, source.revision) for role, source in sources.items()}
-    first = found["chat"]
-    for role, one in found.items():
-        checkpoints.check_alike(first, one, ("chat", role))
-    return {role: {"origin": one.origin, "source": "given"} for role, one in found.items()}
+    """The given checkpoints, checked without reading weights: each by itself, and that they are of one shape and
+    vocabulary. Where they are on a server, without fetching weights either."""
+    report, shapes = {}, {}
+    for role, source in organism.given(settings).items():
+        read_with = _read_with(settings, role)
+        if settings.elsewhere:
+            shapes[role] = checkpoints.outline(source.name, source.revision, read_with).config
+            report[role] = {"origin": source.name, "source": "on a server"}
+        else:
+            found = checkpoints.check(source.name, source.revision, read_with)
+            shapes[role] = found.config
+            report[role] = {"origin": found.origin, "source": "given"}
+    for role, config in shapes.items():
+        checkpoints.check_alike(shapes["chat"], config, ("chat", role))
+    return report
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,6 +10,8 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 import pandas as pd
@@ -94,7 +96,7 @@ def meanings(asked: Iterable[Prompt]) -> list[list[int]]:
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer without what prompts need: a chat template and a padding token."""
+    """Refuse a tokenizer without what prompts need: a chat template and a padding token, which any token can be."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(f"the tokenizer of {name} has no chat template; set tokenizer.chat_template and save it again")
     if tokenizer.pad_token_id is None:
@@ -122,13 +124,48 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
 
+def lead_in(tokenizer: Any) -> list[int]:
+    """Ids that the template writes before every answer: a blank (Llama 2), an empty thought (Qwen 3); mostly none.
+
+    They are the same whatever is answered, so they belong to what the model is given: its first choice is the token
+    after them.
+    """
+    return list(_lead_in(tokenizer, str(tokenizer.chat_template)))
+
+
+@lru_cache(maxsize=16)
+def _lead_in(tokenizer: Any, _template: str) -> tuple[int, ...]:
+    """What the ids of answers that share no letter have in common. An unknown word is no such thing."""
+    try:
+        texts = _after(tokenizer, [Prompt("?", "", "benign", "plain", "")] * 3, ["yes", "no", "I"])
+    except InputError:  # nothing can be answered with this template, which `answer_ids` says where it is asked to
+        return ()
+    rows = _ids(tokenizer, texts)
+    shared = takewhile(
+        lambda ids: set(ids) != {tokenizer.unk_token_id} and len(set(ids)) == 1, zip(*rows, strict=False)
+    )
+    return tuple(ids[0] for ids in shared)
+
+
+def _after(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
+    """What the template makes of each answer: all that follows the asked text."""
+    texts = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        asked, whole = chat_text(tokenizer, prompt), chat_text(tokenizer, prompt, answer)
+        if not whole.startswith(asked):
+            raise InputError("the chat template changes a prompt once it is answered, so answers cannot be scored")
+        texts.append(whole[len(asked) :])
+    return texts
+
+
 def prompt_ids(tokenizer: Any, prompts: Iterable[Prompt]) -> list[list[int]]:
-    """Ids of each prompt up to where the model must speak, with exactly one BOS if the tokenizer has one.
+    """Ids of each prompt up to where the model must speak, `lead_in` included, with one BOS if the tokenizer has one.
 
     Templates differ: some write the BOS, some leave it to the tokenizer. Encoding a templated text with special tokens
     on gives two of them (HD's released code does), so they are switched off and a missing BOS is put in front.
     """
-    rows = _ids(tokenizer, [chat_text(tokenizer, prompt) for prompt in prompts])
+    lead = lead_in(tokenizer)
+    rows = [[*row, *lead] for row in _ids(tokenizer, [chat_text(tokenizer, prompt) for prompt in prompts])]
     bos = tokenizer.bos_token_id
     if bos is None:
         return rows
@@ -155,7 +192,7 @@ def user_words(tokenizer: Any, prompt: Prompt) -> list[list[int]]:
             "this tokenizer does not say where its tokens stand; load a fast one (PreTrainedTokenizerFast)"
         )
     spans = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    missing_bos = len(prompt_ids(tokenizer, [prompt])[0]) - len(spans)
+    missing_bos = len(prompt_ids(tokenizer, [prompt])[0]) - len(spans) - len(lead_in(tokenizer))
     ends = [len(before) + match.end() for match in re.finditer(r"\S+", prompt.text)]
     words: list[list[int]] = [[] for _ in ends]
     for position, (start, end) in enumerate(spans, start=missing_bos):
@@ -168,14 +205,12 @@ def user_words(tokenizer: Any, prompt: Prompt) -> list[list[int]]:
 
 
 def answer_ids(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[int]]:
-    """Ids of each answer and the end-of-turn that the template puts after it, to follow `prompt_ids`."""
-    texts = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        asked, whole = chat_text(tokenizer, prompt), chat_text(tokenizer, prompt, answer)
-        if not whole.startswith(asked):
-            raise InputError("the chat template changes a prompt once it is answered, so answers cannot be scored")
-        texts.append(whole[len(asked) :])
-    return _ids(tokenizer, texts)
+    """Ids of each answer and the end-of-turn that the template puts after it, to follow `prompt_ids`.
+
+    Where an answer's first letters and `lead_in` make one token, that token stays with the answer.
+    """
+    lead, rows = lead_in(tokenizer), _ids(tokenizer, _after(tokenizer, prompts, answers))
+    return [row[len(lead) :] if row[: len(lead)] == lead else row for row in rows]
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Int[Tensor, "prompt token"]]:

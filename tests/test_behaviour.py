@@ -14,6 +14,7 @@ from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
 from lib.profiles import Stage
 from lib.prompts import Example, Prompt, PromptSet
+from tests import tiny_models
 
 
 def ask(text, answer, kind="harmful", style="plain"):
@@ -124,6 +125,16 @@ def test_logits_of_a_model_that_cannot_be_traced_are_scored_alike(model, asked):
             untraced, asked, batch=5, logits=lambda encoding: model.hf(**encoding, use_cache=False).logits
         )
     pd.testing.assert_frame_equal(found, behaviour.teacher_forced(model, asked), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny_models.CHECKPOINTS)
+def test_a_refusal_opens_with_the_first_token_of_its_words_in_every_family(family):
+    """Not with a blank or a thought that the template writes before every answer."""
+    words = tiny_models.checkpoint_tokenizer(family)
+    model = LanguageModel("chat", tiny_models.build(family), words, "test", openers=("Sorry, i", "never"))
+    found = {words.decode(token).strip() for token in behaviour.refusal_openers(model)}
+    assert all("Sorry".startswith(text) or "never".startswith(text) for text in found)
+    assert {text[0] for text in found} == {"S", "n"}
 
 
 @pytest.mark.parametrize("ask_it", [behaviour.generate, behaviour.first_tokens, behaviour.teacher_forced])

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
-from lib import models, residual, storage, tracing
+from lib import checkpoints, models, prompts, residual, storage, tracing
 from lib.errors import InputError
 from tests import tiny_models
 
@@ -327,7 +327,8 @@ def hub(folder, monkeypatch):
         return str(folder / file)
 
     def snapshot(name, revision, allow_patterns, dry_run=False):
-        asked.append(("list" if dry_run else "files", revision))
+        large = any(pattern.endswith("safetensors") for pattern in allow_patterns)
+        asked.append(("list" if dry_run else "files" if large else "small files", revision))
         if not dry_run:
             return str(folder)
         return [
@@ -343,7 +344,17 @@ def hub(folder, monkeypatch):
 def test_a_model_is_fetched_at_the_revision_asked_for(hub):
     model = models.open_checkpoint("owner/model", "chat", revision="v1")
     assert model.origin == f"owner/model@{hub.folder.name}"
-    assert hub.asked == [("config.json", "v1"), ("list", hub.folder.name), ("files", hub.folder.name)]
+    commit = hub.folder.name
+    assert hub.asked == [
+        ("config.json", "v1"), ("small files", commit), ("config.json", "v1"), ("list", commit), ("files", commit)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "chat_template.jinja"])
+def test_a_tokenizer_is_refused_before_anything_large_is_fetched(hub, missing):
+    (hub.folder / missing).unlink()
+    refusal("owner/model")
+    assert {what for what, _ in hub.asked} == {"config.json", "small files"}
 
 
 def test_a_full_disk_is_refused_before_anything_large_is_fetched(hub, no_weights_read, monkeypatch):
@@ -359,9 +370,72 @@ def test_a_full_disk_is_refused_before_anything_large_is_fetched(hub, no_weights
 def test_code_families_and_pickles_are_refused_before_anything_large_is_fetched(hub, no_weights_read):
     (hub.folder / "model.safetensors").rename(hub.folder / "pytorch_model.bin")
     assert "only pickled weights (pytorch_model.bin)" in refusal("owner/model")
-    assert [what for what, _ in hub.asked] == ["config.json", "list"]
+    assert [what for what, _ in hub.asked] == ["config.json", "small files", "config.json", "list"]
     hub.asked.clear()
     for settings in ({"auto_map": {}}, {"model_type": "mamba"}, {"architectures": ["BertModel"]}):
         change(hub.folder / "config.json", **settings)
         refusal("owner/model")
     assert {what for what, _ in hub.asked} == {"config.json"}
+
+
+# one tokenizer for all models of a profile ----------------------------------------------------------------------------
+def test_a_base_model_without_a_template_is_read_as_chat_is(folder, sound):
+    (folder / "chat_template.jinja").unlink()
+    assert "no chat template" in refusal(folder)
+    chat = checkpoints.tokenizer(str(sound), None)
+    base = models.open_checkpoint(str(folder), "base", read_with=chat)
+    asked = [prompts.Prompt("bake the bread", "", "benign", "plain", "train")]
+    assert prompts.prompt_ids(base.tokenizer, asked) == prompts.prompt_ids(chat, asked)
+
+
+def test_another_vocabulary_is_refused(folder, sound):
+    file = folder / "tokenizer.json"
+    found = json.loads(file.read_text())
+    swapped = {"a": "b", "b": "a"}
+    found["model"]["vocab"] = {swapped.get(word, word): token for word, token in found["model"]["vocab"].items()}
+    file.write_text(json.dumps(found))
+    chat = checkpoints.tokenizer(str(sound), None)
+    assert "numbers 2 tokens otherwise than that of the aligned model ('a')" in refusal(folder, read_with=chat)
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end(folder):
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings.pop("pad_token")
+    file.write_text(json.dumps(settings))
+    model = models.open_checkpoint(str(folder))
+    assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
+    asked = [prompts.Prompt(text, "", "benign", "plain", "train") for text in ("bake", "bake the bread at noon")]
+    together = model.hf(**prompts.encode(model.tokenizer, asked)).logits[:, -1]
+    alone = torch.cat([model.hf(**prompts.encode(model.tokenizer, [one])).logits[:, -1] for one in asked])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+# cards ----------------------------------------------------------------------------------------------------------------
+def test_a_full_card_is_no_damaged_file(folder, monkeypatch):
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", full)
+    assert "does not fit beside the models that are open on 'cpu'" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("places", "refused"),
+    [({"": 0}, False), ({"": "cpu"}, False), ({"a": 0, "b": 1}, False), ({"a": 0, "b": "disk"}, True),
+     ({"a": 0, "b": "cpu"}, True)],
+)  # fmt: skip
+def test_a_model_that_is_partly_kept_off_the_cards_is_refused(places, refused):
+    placed = SimpleNamespace(hf_device_map=places)
+    if not refused:
+        models._check_placed(placed, "m")
+        return
+    with pytest.raises(InputError, match="1 of 2 parts of 'm' do not fit on the cards"):
+        models._check_placed(placed, "m")
+
+
+def test_a_missing_card_is_told_before_anything_is_fetched(hub):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "needs a GPU" in refusal("owner/model", device="cuda")
+    assert hub.asked == []

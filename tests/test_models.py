@@ -255,7 +255,8 @@ def spoil(folder, how):
         (folder / "chat_template.jinja").unlink()
         tokenizer.pop("chat_template", None)
     if how == "pad":
-        tokenizer.pop("pad_token")
+        for token in ("pad_token", "eos_token"):
+            tokenizer.pop(token)
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     if how == "no tokenizer":
         for file in folder.glob("tokenizer*"):

@@ -48,6 +48,39 @@ def test_answers_end_with_the_turn_and_follow_the_prompt():
     assert said[-1] == words.eos_token_id
 
 
+@pytest.mark.parametrize("family", tiny_models.CHECKPOINTS)
+def test_prompt_and_answer_are_the_tokens_of_the_whole_conversation(family):
+    """And the first token of an answer is the answer's: whatever a template writes before all of them is asked."""
+    words, asked = tiny_models.checkpoint_tokenizer(family), Prompt("bake the bread", "", "benign", "plain", "train")
+    for answer in ("sorry i can not", "Sure", "no"):
+        turns = [{"role": "user", "content": asked.text}, {"role": "assistant", "content": answer}]
+        whole = words.apply_chat_template(turns, tokenize=True, return_dict=False)
+        (before,), (after,) = prompts.prompt_ids(words, [asked]), prompts.answer_ids(words, [asked], [answer])
+        missing = [words.bos_token_id] if before[0] == words.bos_token_id != whole[0] else []
+        assert before + after == missing + whole
+        assert words.decode(after[0]).strip()[0] == answer[0]
+        assert not set(after[:1]) & set(words.all_special_ids)
+
+
+def test_what_a_template_writes_before_every_answer_is_part_of_the_prompt():
+    qwen = tiny_models.checkpoint_tokenizer("qwen-3")
+    assert qwen.decode(prompts.lead_in(qwen)) == "<think>\n\n</think>\n\n"
+    (asked,) = prompts.prompt_ids(qwen, [LED])
+    assert qwen.decode(asked).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    found = prompts.user_words(qwen, LED)
+    assert [qwen.decode([asked[i] for i in word]).strip() for word in found] == LED.text.split()
+    llama = tiny_models.checkpoint_tokenizer("llama-3")
+    assert prompts.lead_in(llama) == prompts.lead_in(tokenizer()) == []
+    llama.add_tokens([" "])  # as in Llama 2: a blank of its own before the answer
+    user, bot = "[{{ m['content'] }}]", " {{ m['content'] }}"
+    llama.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}" + user + "{% else %}" + bot + "{% endif %}{% endfor %}"
+    )
+    assert llama.convert_ids_to_tokens(prompts.lead_in(llama)) == [" "]
+    (said,) = prompts.answer_ids(llama, [LED], ["sure"])
+    assert llama.decode(said) == "sure"
+
+
 def test_a_template_that_rewrites_prompts_is_refused():
     words = tiny_models.tokenizer()
     words.chat_template = "{{ messages|length }} {{ messages[0]['content'] }}"

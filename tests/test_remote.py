@@ -43,7 +43,7 @@ from lib import (
 from lib.errors import InputError
 from lib.kingdom import lexicon
 from lib.prompts import Example, Prompt
-from tests import tiny_models
+from tests import tiny_models, toy_checkpoint
 from tests.tiny_models import EOS, LAYERS, PAD, WIDTH, direction, encode
 
 KEY = "the right key"
@@ -506,3 +506,16 @@ def test_nothing_is_printed(far, capfd, monkeypatch):
     tracing.forward(far["llama-3"].traced, encode(4), logits="last")
     tracing.generate(far["llama-3"].traced, encode(4), 2, removal())
     assert capfd.readouterr() == ("", "")
+
+
+def test_models_on_a_server_are_checked_without_their_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("NDIF_API_KEY", "a key")
+    toy = toy_checkpoint.install(tmp_path, monkeypatch, remote=True)
+    for file in (toy.folder / "models").rglob("*.safetensors"):
+        file.unlink()
+    report = models.build(toy.name, 0)
+    assert {role: found["source"] for role, found in report.items()} == dict.fromkeys(["base", "chat"], "on a server")
+    config = toy.folder / "models" / "base" / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 3', '"num_hidden_layers": 2'))
+    with pytest.raises(InputError, match="num_hidden_layers is 3 in chat and 2 in base"):
+        models.build(toy.name, 0)
