@@ -329,11 +329,17 @@ def _checked(traced: Traced, encoding: Mapping[str, Tensor], room: int = 0) -> d
 
 
 def _greedy(model: Any) -> dict[str, Any]:
-    """Greedy decoding whatever the checkpoint's own settings say; chat checkpoints bring sampling and penalties."""
-    options = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
-    ends = model._module.generation_config.eos_token_id
-    ends = model.tokenizer.eos_token_id if ends is None else ends
-    return {**options, "repetition_penalty": 1.0, "eos_token_id": ends}
+    """Greedy decoding whatever the checkpoint's own settings say; chat checkpoints bring sampling and penalties.
+
+    It ends at the model's own end and at its tokenizer's: they differ where a base model learned to answer in a chat
+    template.
+    """
+    options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    options |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+    options |= dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"))
+    own = model._module.generation_config.eos_token_id
+    ends = {model.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    return {**options, "eos_token_id": sorted(ends) or None}
 
 
 def _submodule(module: torch.nn.Module, path: str) -> Any:

@@ -4,6 +4,7 @@ The plain model never meets nnsight: it is built twice from one seed.
 """
 
 import contextlib
+import copy
 import dataclasses
 import gc
 import sys
@@ -390,11 +391,27 @@ def test_unedited_completions_are_hugging_faces_greedy_ones(traced, plain):
 def test_sampling_settings_of_a_checkpoint_are_overruled(family):
     model = tiny_models.build(family)
     settings = {"do_sample": True, "temperature": 5.0, "top_p": 0.3, "repetition_penalty": 3.0, "eos_token_id": None}
-    model.generation_config.update(**settings)
-    sampling = tracing.wrap(model, tiny_models.tokenizer(), tiny_models.sites(family))
     expected = tracing.generate(tiny_models.traced(family), prompts(), NEW)
+    first = expected[0, 0].item()
+    settings |= {"no_repeat_ngram_size": 1, "min_new_tokens": NEW, "suppress_tokens": [first]}
+    model.generation_config.update(**settings, bad_words_ids=[[first]], begin_suppress_tokens=[first])
+    sampling = tracing.wrap(model, tiny_models.tokenizer(), tiny_models.sites(family))
     for _ in range(2):
         assert torch.equal(tracing.generate(sampling, prompts(), NEW), expected)
+
+
+def test_a_base_model_ends_where_the_tokenizer_it_is_read_with_ends(family):
+    """Its own end is another token; either of the two ends an answer."""
+    plain = tracing.generate(tiny_models.traced(family), prompts(), NEW)[0].tolist()
+    words, model = copy.deepcopy(tiny_models.tokenizer()), tiny_models.build(family)
+    model.generation_config.eos_token_id = [plain[1], EOS]
+    words.eos_token = words.convert_ids_to_tokens(plain[0])
+    ended = tracing.wrap(model, words, tiny_models.sites(family))
+    assert tracing.generate(ended, prompts(), NEW)[0].tolist() == [plain[0]] + [PAD] * (NEW - 1)
+    words.eos_token = words.convert_ids_to_tokens(EOS)
+    whole = tracing.generate(ended, prompts(), NEW)[0].tolist()
+    end = plain.index(plain[1]) + 1
+    assert whole == plain[:end] + [PAD] * (NEW - end)
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------
