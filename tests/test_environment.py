@@ -184,7 +184,7 @@ def test_scripts_pass_their_arguments_on(checkout):
     script = str(checkout.root / "run_tests.sh")
     assert checkout.start(script, "-k", "this or that").wait() == 0
     checks = ["python -m ruff check .", "python -m mypy"]
-    assert checkout.calls() == [*checks, "python -m pytest -m not slow -k this or that"]
+    assert checkout.calls() == [*checks, "python -m pytest -m not slow -n auto --dist loadfile -k this or that"]
     assert checkout.start(script, "--slow").wait() == 0
     assert checkout.calls() == [*checks, "python -m pytest"]
 
