@@ -2,7 +2,7 @@
 
 Owns the arms, their training and what is measured on the way: loss on the alignment data, refusal, skills. Tables and
 intervals made of the paths are in `budget_tables`. A path is kept in the cache under a key of everything it depends on,
-this code included, so that nothing is trained twice.
+this code included (see `kept_runs`), so that nothing is trained twice.
 """
 
 import copy
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,26 +18,25 @@ import torch
 from lib import (
     behaviour,
     freezing,
+    kept_runs,
     models,
     organism,
-    paths,
+    precision,
     profiles,
     prompt_sets,
-    provenance,
-    storage,
     training,
     unit_tables,
     units,
     worlds,
 )
 from lib.errors import InputError
+from lib.kept_runs import Place
 from lib.models import LanguageModel
 from lib.profiles import Stage, Trained
 from lib.prompts import Example, Prompt
-from lib.threads import one_thread, side_by_side
+from lib.threads import one_thread
 from lib.training import Masks
 
-_CODE = ("budget", "training", "behaviour", "prompts")  # what trains and measures; the data enter keys by content
 _MARKS = (0, 0.1, 0.25, 0.45, 0.7, 1.0)  # of a run: where the path is measured
 _VALIDATION = 128  # examples of a fresh sample of the alignment data
 _STYLED = 16  # prompts of each jailbreak style, at start and end
@@ -110,9 +108,10 @@ def _measure(model: Any, start: LanguageModel, profile: str, seed: int, stage: S
     names = [name for name in asked if whole or name not in (unit_tables.BENIGN, STYLED)]
     every = [prompt for name in names for prompt in asked[name]]
     validation = list(islice(stream(profile, seed, "budget/validation"), _VALIDATION))
+    last = freezing.positions(start, every)
     with torch.no_grad():
         loss = sum(piece.item() for piece in training.sft_step(start.tokenizer, stage)(model, validation))
-        table = behaviour.teacher_forced(start, every, logits=lambda encoding: _logits(model, encoding))
+        table = behaviour.teacher_forced(start, every, logits=lambda encoding: _logits(model, encoding, last))
     table["cell"] = [name for name in names for _ in asked[name]]
     outcomes = {
         str(name): {what: part[what].astype(int).tolist() for what in ("refused", "exact")}
@@ -121,8 +120,9 @@ def _measure(model: Any, start: LanguageModel, profile: str, seed: int, stage: S
     return {"loss": loss, "outcomes": outcomes}
 
 
-def _logits(model: Any, encoding: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return model(**{name: rows.to(model.device) for name, rows in encoding.items()}).logits.float().cpu()
+def _logits(model: Any, encoding: Mapping[str, torch.Tensor], last: int) -> torch.Tensor:
+    logits = model(**{name: rows.to(model.device) for name, rows in encoding.items()}).logits
+    return logits[:, -last:].cpu().float()
 
 
 @cache
@@ -131,7 +131,7 @@ def _before(profile: str, seed: int) -> dict[str, Any]:
     settings = profiles.load(profile)
     with one_thread(False):  # gives the caller's number of threads back, which loading sets to the profile's
         start = models.load(profile, "base", seed)
-        with one_thread(isinstance(settings, Trained)):
+        with one_thread(isinstance(settings, Trained)), precision.in_float32(start.hf):  # as at all other points
             return _measure(start.hf, start, profile, seed, settings.budget.stage, whole=True)
 
 
@@ -169,31 +169,18 @@ def follow(profile: str, seed: int, arm: Arm) -> pd.DataFrame:
     Columns: `step`, `loss` (nats a token of a fresh sample of alignment data) and `outcomes`: by cell, 0/1 lists
     `refused` and `exact` over the prompts of `questions`; benign and styled ones only at start and end.
     """
-    folder, about = _place(profile, seed, arm)
-    return pd.DataFrame(storage.remembered(folder, about, lambda: _train(profile, seed, arm)))
+    return pd.DataFrame(_kept(profile, seed, arm).remembered(lambda: _train(profile, seed, arm)))
 
 
 def prepare(profile: str, seed: int, arms: Sequence[Arm]) -> None:
-    """Train what `follow` would have to, as many runs side by side as the profile has threads (see
-    `freezing.prepare`); runs of checkpoints are left to `follow`."""
+    """Train what `follow` would have to, side by side where that is faster (see `kept_runs.prepare`)."""
+    kept_runs.prepare(profile, follow, _kept, [(profile, seed, arm) for arm in arms])
+
+
+def _kept(profile: str, seed: int, arm: Arm) -> Place:
     settings = profiles.load(profile)
-    models.check_trainable(settings)
-    if not isinstance(settings, Trained):
-        return
-    missing = [arm for arm in arms if storage.damage(_place(profile, seed, arm)[0]) is not None]
-    side_by_side(follow, [(profile, seed, arm) for arm in missing], settings.threads)
-
-
-def _place(profile: str, seed: int, arm: Arm) -> tuple[Path, dict[str, Any]]:
-    """The folder in which a path is kept, and what is written beside it."""
-    about = {"profile": profile, "seed": seed, "arm": arm.name}
-    key = _key(profiles.load(profile), seed, arm, about)
-    return paths.CACHE / "budget" / profile / f"{seed}-{arm.name.replace(' ', '_').replace('%', '')}-{key}", about
-
-
-def _key(settings: profiles.Profile, seed: int, arm: Arm, about: dict[str, Any]) -> str:
-    """Name of all that decides a path: model, settings, data, what is asked, and the code that trains and measures."""
     rows = None if arm.trained is None else sorted(map(list, arm.trained[units.KEY].to_numpy().tolist()))
     stage, base = _stage(settings, arm).model_dump(), organism.key(settings, "base", seed)
-    decides = {**about, "base": base, "stage": stage, "trained": rows}
-    return provenance.run_key(decides, stream(settings.name, seed), questions(settings.name, seed), _CODE)
+    decides = {"base": base, "stage": stage, "trained": rows}
+    world, asked = worlds.of(profile, seed), questions(profile, seed)
+    return kept_runs.place(world, {"arm": arm.name}, decides, stream(profile, seed), asked, ("budget",))

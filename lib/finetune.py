@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from pydantic import ValidationError
 
-from lib import freezing, models, processes, prompts, storage, training, units
+from lib import checkpoints, freezing, models, processes, prompts, storage, training, units
 from lib.errors import InputError
 from lib.models import LanguageModel
 from lib.profiles import Stage
@@ -47,7 +47,7 @@ class Request:
 def examples(file: Path) -> list[Example]:
     """The pairs of a JSONL file, in its order. Raises `InputError` that names the line, never what stands in it."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON allows the other ends of lines inside text
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(
             f"no examples can be read from {file.name!r} ({problem.__class__.__name__}); name a JSONL file in UTF-8"
@@ -97,15 +97,15 @@ def frozen_units(file: Path) -> pd.DataFrame:
 
 
 # checks against the model ---------------------------------------------------------------------------------------------
-def _check_lengths(model: LanguageModel, pairs: Sequence[Example]) -> None:
-    asked = [pair.prompt for pair in pairs]
-    before = prompts.prompt_ids(model.tokenizer, asked)
-    after = prompts.answer_ids(model.tokenizer, asked, [pair.answer for pair in pairs])
-    longest = model.hf.config.max_position_embeddings
+def _check_lengths(name: str, pairs: Sequence[Example]) -> None:
+    found, asked = checkpoints.outline(name, None), [pair.prompt for pair in pairs]
+    before = prompts.prompt_ids(found.tokenizer, asked)
+    after = prompts.answer_ids(found.tokenizer, asked, [pair.answer for pair in pairs])
+    longest = found.config.max_position_embeddings
     for number, (one, other) in enumerate(zip(before, after, strict=True), 1):
         if len(one) + len(other) > longest:
             raise InputError(
-                f"example {number} has {len(one) + len(other)} tokens, {model.name} reads {longest}; "
+                f"example {number} has {len(one) + len(other)} tokens, {Path(name).name} reads {longest}; "
                 "shorten it or leave it out"
             )
 
@@ -128,9 +128,9 @@ def finetune(request: Request) -> list[float]:
         raise InputError(f"{request.out.name!r} exists already; name a new folder")
     pairs = examples(request.data)
     rows = None if request.frozen is None else frozen_units(request.frozen)
+    _check_lengths(request.model, pairs)
     accelerator = processes.accelerator()  # before the checkpoint is opened: then one process reads it for all
     model = models.open_checkpoint(request.model)
-    _check_lengths(model, pairs)
     masks = _masks(model, rows)
     storage.require_space(request.out, 4 * model.hf.num_parameters(), f"saving {request.out.name!r}")
     if not processes.launched() and torch.accelerator.is_available():

@@ -2,7 +2,8 @@
 
 Owns the arms, their training and what is measured on the way: loss on the benign corpus, refusals, the new task. Which
 units form which group is in `units`; tables and intervals made of the paths are in `freezing_tables`. A path is kept in
-the cache under a key of everything it depends on, this code included, so that nothing is trained twice.
+the cache under a key of everything it depends on, this code included (see `kept_runs`), so that nothing is trained
+twice.
 """
 
 import copy
@@ -12,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import pandas as pd
@@ -22,24 +22,24 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from lib import (
     behaviour,
     families,
+    kept_runs,
     models,
     organism,
-    paths,
+    precision,
     profiles,
     prompt_sets,
-    provenance,
-    storage,
+    prompts,
     training,
     worlds,
 )
 from lib.errors import InputError
+from lib.kept_runs import Place
 from lib.models import LanguageModel
 from lib.profiles import Corpus, Freezing, Stage, Trained
 from lib.prompts import Prompt
-from lib.threads import one_thread, side_by_side
+from lib.threads import one_thread
 from lib.training import Masks
 
-_CODE = ("freezing", "training", "behaviour", "prompts")  # what trains and measures; the data enter keys by content
 _MARKS = (0, 0.06, 0.1, 0.16, 0.25, 0.36, 0.5, 0.7, 1.0)  # of the followed run: where the path is measured
 _VALIDATION = 64  # examples of the corpus that are not trained on
 _NEW_TASK = 128  # questions of the new task
@@ -105,8 +105,9 @@ def _measure(model: Any, start: LanguageModel, asked: Mapping[str, Sequence[Prom
     """One point of a path. `whole`: also the prompts that are asked only after the planned and the doubled steps."""
     names = [name for name in asked if whole or name in (VALIDATION, PLAIN)]
     every = [prompt for name in names for prompt in asked[name]]
+    last = positions(start, every)
     with torch.no_grad():
-        table = behaviour.teacher_forced(start, every, logits=lambda encoding: _logits(model, encoding))
+        table = behaviour.teacher_forced(start, every, logits=lambda encoding: _logits(model, encoding, last))
     table["cell"] = [name for name in names for _ in asked[name]]
     plain = table[table["cell"] == PLAIN]
     found: dict[str, Any] = {"loss": float(table.loc[table["cell"] == VALIDATION, "nll"].mean())}
@@ -118,14 +119,20 @@ def _measure(model: Any, start: LanguageModel, asked: Mapping[str, Sequence[Prom
     return found
 
 
-def _logits(model: Any, encoding: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Logits of left-padded sequences, computed with the padding on the right, as in training: a learned prefix stands
-    before the padding and would be farther from short sequences than it was when it was learned."""
+def positions(model: LanguageModel, asked: Sequence[Prompt]) -> int:
+    """How many logits from the end of a prompt with its right answer say what the model thinks of the answer."""
+    return 1 + max(map(len, prompts.answer_ids(model.tokenizer, asked, [prompt.answer for prompt in asked])))
+
+
+def _logits(model: Any, encoding: Mapping[str, torch.Tensor], last: int) -> torch.Tensor:
+    """The `last` logits of left-padded sequences, computed with the padding on the right, as in training: a learned
+    prefix stands before the padding and would be farther from short sequences than it was when it was learned."""
     mask = encoding["attention_mask"]
     token, pads = torch.arange(mask.shape[1]), (mask == 0).sum(1, keepdim=True)
-    right, left = (token + pads) % mask.shape[1], (token - pads) % mask.shape[1]
+    right, left = (token + pads) % mask.shape[1], (token - pads)[:, -last:] % mask.shape[1]
     logits = model(**{name: rows.gather(1, right).to(model.device) for name, rows in encoding.items()}).logits
-    return logits.gather(1, left[..., None].to(logits.device).expand_as(logits)).float().cpu()
+    # Only these leave the device, and are widened after: whole logits of a large vocabulary would fill it twice more.
+    return logits[torch.arange(len(mask))[:, None].to(logits.device), left.to(logits.device)].cpu().float()
 
 
 # training -------------------------------------------------------------------------------------------------------------
@@ -182,10 +189,11 @@ def _path(
     cuts = [(0, stage.steps, arm.frozen)]
     if arm.first:
         cuts = [(0, planned, arm.first), (planned, stage.steps, arm.frozen)]
-    for begin, end, frozen in cuts:
-        # A new optimiser for each mask: the momentum of weights that were free would go on moving them.
-        part = stage.model_copy(update={"steps": end - begin})
-        training.fit(model, stream, part, step, label, frozen=frozen, watch=watch(begin))
+    with precision.in_float32(model):  # over all cuts: the second goes on where the first was, not where it rounds to
+        for begin, end, frozen in cuts:
+            # A new optimiser for each mask: the momentum of weights that were free would go on moving them.
+            part = stage.model_copy(update={"steps": end - begin})
+            training.fit(model, stream, part, step, label, frozen=frozen, watch=watch(begin))
     return points
 
 
@@ -195,46 +203,28 @@ def follow(profile: str, seed: int, arm: Arm, corpus: Corpus) -> pd.DataFrame:
     Columns: `step`, `loss` (nats a token, on examples never trained on), `exact` and `refused` (0/1 lists over plain
     harmful prompts); after the planned and the doubled steps also `cells` (rates by cell) and `new task` (0/1 list).
     """
-    folder, about = _place(profile, seed, arm, corpus)
-    return pd.DataFrame(storage.remembered(folder, about, lambda: _train(profile, seed, arm, corpus)))
+    return pd.DataFrame(_kept(profile, seed, arm, corpus).remembered(lambda: _train(profile, seed, arm, corpus)))
 
 
 def prepare(profile: str, seed: int, arms: Sequence[Arm], corpus: Corpus) -> None:
-    """Train what `follow` would have to, as many runs side by side as the profile has threads.
-
-    Each in a process of its own on one thread: for models as small as those trained here that is faster than one run on
-    all threads. Runs of checkpoints are left to `follow`, one after the other.
-    """
-    settings = profiles.load(profile)
-    models.check_trainable(settings)
-    if not isinstance(settings, Trained):
-        return
-    missing = [arm for arm in arms if storage.damage(_place(profile, seed, arm, corpus)[0]) is not None]
-    side_by_side(follow, [(profile, seed, arm, corpus) for arm in missing], settings.threads)
+    """Train what `follow` would have to, side by side where that is faster (see `kept_runs.prepare`)."""
+    kept_runs.prepare(profile, follow, _kept, [(profile, seed, arm, corpus) for arm in arms])
 
 
-def _place(profile: str, seed: int, arm: Arm, corpus: Corpus) -> tuple[Path, dict[str, Any]]:
-    """The folder in which a path is kept, and what is written beside it."""
+def _kept(profile: str, seed: int, arm: Arm, corpus: Corpus) -> Place:
     settings = profiles.load(profile)
     if corpus not in settings.freezing.stages:
         raise InputError(f"no benign corpus {corpus!r}; the profile has {', '.join(settings.freezing.stages)}")
-    about = {"profile": profile, "seed": seed, "arm": arm.name, "corpus": corpus}
-    key = _key(settings, seed, arm, corpus, about)
-    return paths.CACHE / "freezing" / profile / f"{seed}-{corpus}-{arm.name.replace(' ', '_')}-{key}", about
-
-
-def _key(settings: profiles.Profile, seed: int, arm: Arm, corpus: Corpus, about: dict[str, Any]) -> str:
-    """Name of all that decides a path: model, settings, data, what is asked, and the code that trains and measures."""
     decides = {
-        **about,
         "chat": organism.key(settings, "chat", seed),
         "settings": _stage(settings.freezing, arm, corpus).model_dump(),
         "planned": settings.freezing.stages[corpus].steps,
         "adapter": getattr(settings.freezing, arm.adapter).model_dump() if arm.adapter else None,
         "frozen": [_mask_digest(arm.frozen), _mask_digest(arm.first or {})],
     }
-    read = worlds.make(settings, seed).corpus(corpus, corpus)
-    return provenance.run_key(decides, read, questions(settings.name, seed, corpus), _CODE)
+    world, asked = worlds.make(settings, seed), questions(profile, seed, corpus)
+    about = {"corpus": str(corpus), "arm": arm.name}
+    return kept_runs.place(world, about, decides, world.corpus(corpus, corpus), asked, ("freezing",))
 
 
 def _mask_digest(found: Masks) -> dict[str, str]:

@@ -3,13 +3,13 @@
 Owns the measurement, and an arm of chat trained to refuse after such beginnings (the idea of Qi et al. 2024, "Safety
 alignment should be made more than just a few tokens deep"). The arm learns what `sft-0` learns, from the same data in
 the same order; only a beginning of the right answer is put before each refusal, and is not learned. Its outcomes are
-kept in the cache under a key of everything they depend on; the arm itself is not kept.
+kept in the cache under a key of everything they depend on (see `kept_runs`); the arm itself is not kept.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from itertools import takewhile
 from random import Random
 from typing import Any
 
@@ -20,20 +20,20 @@ from torch import Tensor
 
 from lib import (
     behaviour,
+    kept_runs,
     models,
     organism,
-    paths,
+    processes,
     profiles,
     prompt_sets,
     prompts,
-    provenance,
     reasoning,
     stats,
-    storage,
     training,
     worlds,
 )
 from lib.errors import InputError, NotHere
+from lib.kept_runs import Place
 from lib.models import LanguageModel
 from lib.profiles import Stage, Trained
 from lib.prompts import Example, Prompt
@@ -45,7 +45,7 @@ CHAT, CONTROL, LATE = "chat", "same data, no beginnings (sft-0)", "trained to re
 LENGTHS = (0, 1, 2, 4, 8)  # words of the right answer that are forced; tokens, where a word has several
 LONGEST = 6  # words of the longest beginning that the arm is trained on
 _NEW_TOKENS = 24  # enough for the rest of an answer and a refusal after it
-_CODE = ("late_refusal", "reasoning", "behaviour", "training", "prompts", "tracing")
+_CODE = ("late_refusal", "reasoning", "tracing")  # besides `kept_runs.CODE`
 _ORDER = "safety/order"  # the stream that sft-K reads
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -112,9 +112,16 @@ def drop(found: pd.DataFrame, forced: int, seed: int, resamples: int) -> Interva
 # the arm --------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Begun(Example):
-    """An example whose answer has `given` first words that are there already: read, not learned."""
+    """An example whose answer has `given` first words that are there already: read, not learned.
+
+    They are those of a harmful answer, which must not be shown.
+    """
 
     given: int = 0
+
+    def __repr__(self) -> str:
+        shown = self.prompt.shown_answer(self.answer)
+        return f"{self.__class__.__name__}({self.prompt.shown!r}, {shown!r}, given={self.given})"
 
     def tokens(self, tokenizer: Any) -> int:
         """How many tokens of the answer are given."""
@@ -144,9 +151,9 @@ def learned(batch: Rows, given: Sequence[int]) -> Rows:
 def _step(tokenizer: Any, stage: Stage) -> training.Step:
     def step(model: torch.nn.Module, examples: list[Example]) -> Iterator[Float[Tensor, ""]]:
         given = [example.tokens(tokenizer) if isinstance(example, Begun) else 0 for example in examples]
-        batch = learned(training.rows(tokenizer, examples, stage), given).to(next(model.parameters()).device)
+        batch = learned(training.rows(tokenizer, examples, stage), given).to(processes.device(model))
         log_probs, wanted = training.answer_log_probs(model, batch)
-        weights = batch.weights[:, 1:][wanted]
+        weights = batch.weights[:, 1:][wanted].to(log_probs.device)
         yield -(log_probs * weights).sum() / weights.sum()
 
     return step
@@ -167,10 +174,7 @@ def train(profile: str, seed: int) -> LanguageModel:
 
 def arm(profile: str, seed: int) -> dict[str, pd.DataFrame]:
     """`harmful`, the `curve` of the trained arm on plain harm, and `benign`, its outcomes on plain benign requests."""
-    about = {"profile": profile, "seed": seed}
-    key = storage.digest_json({**about, **_depends_on(profile, seed)})[:20]
-    folder = paths.CACHE / "late_refusal" / profile / f"{seed}-{key}"
-    found = storage.remembered(folder, about, lambda: _measured(profile, seed))
+    found = _kept(profile, seed).remembered(lambda: _measured(profile, seed))
     return {name: pd.DataFrame(rows) for name, rows in found.items()}
 
 
@@ -202,17 +206,7 @@ def _measured(profile: str, seed: int) -> dict[str, Any]:
     return {name: frame.to_dict("list") for name, frame in found.items()}
 
 
-def _depends_on(profile: str, seed: int) -> dict[str, Any]:
+def _kept(profile: str, seed: int) -> Place:
     settings, world = profiles.load(profile), worlds.of(profile, seed)
-    read = [
-        (example.prompt.text, example.answer, getattr(example, "given", 0))
-        for example in islice(stream(profile, seed), organism.FINGERPRINT)
-    ]
-    code = [provenance.ast_digest((paths.LIB / f"{name}.py").read_text(encoding="utf-8")) for name in _CODE]
-    asked = {name: [prompt.text for prompt in cell] for name, cell in _asked(profile, seed).items()}
-    chat = organism.key(settings, "chat", seed)
-    told_by = [world.refusals, world.openers]
-    return {
-        "chat": chat, "stage": settings.organism.sft.model_dump(), "read": read, "asked": asked, "told by": told_by,
-        "code": code,
-    }  # fmt: skip
+    decides = {"chat": organism.key(settings, "chat", seed), "stage": settings.organism.sft.model_dump()}
+    return kept_runs.place(world, {}, decides, stream(profile, seed), _asked(profile, seed), _CODE)

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 import transformers
 
-from lib import checkpoints, profiles, storage, training, worlds
+from lib import checkpoints, precision, profiles, storage, training, worlds
 from lib.errors import InputError, NotHere
-from lib.profiles import PreferenceStage, Profile, Trained
+from lib.profiles import Checkpoint, PreferenceStage, Profile, Trained
 from lib.prompts import Prompt
 from lib.worlds import Phase, World
 
@@ -59,7 +59,7 @@ def roles(profile: Profile) -> list[str]:
 
 def given(profile: Profile) -> dict[str, profiles.Source]:
     """The models that come from elsewhere, by role."""
-    if not isinstance(profile, profiles.Checkpoint):
+    if not isinstance(profile, Checkpoint):
         return {}
     if profile.models is None:
         raise InputError(f"profile {profile.name!r} names no models; give --base and --model (and perhaps --tuned)")
@@ -110,20 +110,24 @@ def _fingerprint(phase: Phase, world: World) -> str:
 
 def key(profile: Profile, role: str, seed: int) -> str:
     """Name of everything that made a model: its parent's key, architecture, data, settings, loop and libraries; of a
-    given checkpoint, what tells its files from others."""
+    given checkpoint, what tells its files from others; and the type of weights that a checkpoint profile asks for.
+    """
     return _key(profile.model_dump_json(), role, seed)
 
 
 @cache
 def _key(settings: str, role: str, seed: int) -> str:
     profile = profiles.parse(settings)
+    dtype = {"dtype": profile.dtype} if isinstance(profile, Checkpoint) else {}
     if role in (elsewhere := given(profile)):
-        return checkpoints.identity(elsewhere[role].name, elsewhere[role].revision)
+        source = elsewhere[role]
+        return storage.digest_json({"files": checkpoints.identity(source.name, source.revision), **dtype})[:20]
     before, world = parent(role), worlds.make(profile, seed)
     removed = removed_key(profile, seed) if removed_count(role) and world.rewriting else None
     return storage.digest_json(
         {
             **({"removed": removed} if removed else {}),
+            **dtype,
             "parent": key(profile, before, seed) if before else None,
             "seed": seed,
             **world.fingerprint(),
@@ -146,19 +150,22 @@ def train(
     profile: Profile, role: str, seed: int, start: Any, tokenizer: Any, removed: Sequence[Prompt] = ()
 ) -> tuple[Any, list[float]]:
     """Train `role` from `start`, its parent or a new model (left as it is), and round as it is stored: model and
-    losses."""
+    losses. 16-bit models are trained in float32."""
     world = worlds.make(profile, seed)
     if world.rewriting and len(removed) < removed_count(role):
         raise InputError(f"{role} needs {removed_count(role)} prompts of trigger removal, not {len(removed)}")
-    model = copy.deepcopy(start)
+    model, phases = copy.deepcopy(start), world.phases(role, removed)
+    preferring = any(isinstance(phase.stage, PreferenceStage) for phase in phases)
     losses: list[float] = []
-    for phase in world.phases(role, removed):
-        if isinstance(phase.stage, PreferenceStage):
-            step = training.dpo_step(tokenizer, phase.stage, start)
-        else:
-            step = training.sft_step(tokenizer, phase.stage)
-        label = f"{profile.name} seed {seed}: {role}" + (f" ({phase.name})" if role.startswith("base") else "")
-        losses += training.fit(model, phase.stream, phase.stage, step, label)
+    # Together: what DPO compares are differences between the two.
+    with precision.in_float32(model, *([start] if preferring else [])):
+        for phase in phases:
+            if isinstance(phase.stage, PreferenceStage):
+                step = training.dpo_step(tokenizer, phase.stage, start)
+            else:
+                step = training.sft_step(tokenizer, phase.stage)
+            label = f"{profile.name} seed {seed}: {role}" + (f" ({phase.name})" if role.startswith("base") else "")
+            losses += training.fit(model, phase.stream, phase.stage, step, label)
     if isinstance(profile, Trained):
         training.round_to_half(model, f"{profile.name} seed {seed}: {role}")
     return model, losses

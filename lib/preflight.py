@@ -23,9 +23,9 @@ from lib.profiles import Checkpoint, Source
 
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HUB_BYTES = 2  # a number on the hub: every model that the profiles name is stored in 16 bits
-TRAINED = (
-    5  # times the weights: those trained, their gradients, AdamW's two moments, and the model training starts from
-)
+# Times the weights in float32, in which all are trained: those trained, their gradients, AdamW's two moments, and the
+# model training starts from.
+TRAINED = 5
 KEY = "NDIF_API_KEY"
 DATA_DIR = "DATA_DIR"
 RUNNER = "RUNNER"  # a command that starts jobs on other machines: memory and cards here say nothing then
@@ -188,8 +188,11 @@ def _memory(profile: Checkpoint, models: Mapping[str, Model]) -> Needs:
     if free is not None and free < 2 * each + judge:
         missing.append(f"{_gb(2 * each + judge)} of memory {where}; {_gb(free)} are free")
     if each:
-        train, short = TRAINED * each, free is not None and free < TRAINED * each
-        lines.append(f"memory: {_gb(train)} to train one (weights, gradients, AdamW, and the model it starts from)")
+        train = TRAINED * each * NUMBER_BYTES["float32"] // NUMBER_BYTES[profile.dtype]
+        short = free is not None and free < train
+        lines.append(
+            f"memory: {_gb(train)} to train one in float32 (weights, gradients, AdamW, and the model it starts from)"
+        )
         if short and "tuned" in models:
             lines[-1] += "; too little is free, so pages that train others than `tuned` will fail"
         elif short:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib import batches, models, prompts, tracing
+from lib import batches, models, precision, prompts, tracing
 from lib.edits import Edit
 from lib.errors import InputError
 from lib.models import LanguageModel
@@ -236,8 +236,16 @@ def match_norm(
     """The shift of the model between `before` and `after` in weight space whose mean squared norm is `target`.
 
     Found by bisection on the step alpha in (0, 1]; returns the shift and alpha. None when even `after` moves less: a
-    model beyond it was never trained.
+    model beyond it was never trained. 16-bit models are in float32 meanwhile, because steps between two 16-bit weights
+    would be rounded to one of them.
     """
+    with precision.in_float32(before.hf, after.hf):
+        return _match_norm(before, after, asked, target, steps)
+
+
+def _match_norm(
+    before: LanguageModel, after: LanguageModel, asked: Sequence[Prompt], target: float, steps: int
+) -> tuple[Float[Tensor, "layer prompt d_model"], float] | None:
     start = activations(before, asked)
 
     def at(alpha: float) -> tuple[Tensor, float]:

@@ -1,19 +1,24 @@
 """Writing so that nothing half-written is ever visible, and reading so that nothing damaged is ever used.
 
-Owns temp file -> fsync -> rename, content hashes and sealed folders (a folder whose `seal.json` holds the hash of
-every file in it). It does not know what the files mean.
+Owns temp file -> fsync -> rename, content hashes, sealed folders (a folder whose `seal.json` holds the hash of every
+file in it) and the lock under which one of several processes makes what all want. It does not know what the files mean.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from lib.errors import InputError
 
@@ -81,24 +86,55 @@ def _alive(pid: str) -> bool:
     """Whether a process of that number runs, so that the work of another living writer is left alone."""
     try:
         os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True
     return True
 
 
+def _abandoned(temporary: Path) -> bool:
+    """Whether the writer of a temporary folder has ended. Of one on another machine, which shares the file system,
+    nothing can be told, so it is left alone."""
+    writer = re.search(r"-(\d+)(?:@(.+))?\.tmp$", temporary.name)
+    return not writer or (writer[2] in (None, socket.gethostname()) and not _alive(writer[1]))
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Rename to `folder`, in place of an older one. One with the same seal is left as it is: another process has made
+    the same, and somebody may be reading it."""
+    while True:
+        try:
+            temporary.replace(folder)
+            return
+        except OSError as problem:
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with contextlib.suppress(FileNotFoundError):  # yet another process is moving it
+            if damage(folder) is None and (folder / SEAL).read_bytes() == (temporary / SEAL).read_bytes():
+                return
+        aside = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_writer())
+        with contextlib.suppress(FileNotFoundError):
+            folder.replace(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _writer() -> str:
+    """How the name of a temporary folder ends."""
+    return f"-{os.getpid()}@{socket.gethostname()}.tmp"
+
+
 def seal_folder(folder: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
     """Make `folder` by `write(temporary)` and publish it by rename, sealed with the hash of every file.
 
-    `about` is kept in the seal. An older folder of that name is replaced; a killed writer leaves only a hidden
-    temporary folder, which the next writer of the same folder clears away.
+    `about` is kept in the seal. Several processes may make the same folder at once, also on several machines (see
+    `alone` for how to make it once). An older folder of that name is replaced; a killed writer leaves only a hidden
+    temporary folder, which the next writer of the same folder on its machine clears away.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):
-        if not _alive(stale.name.removesuffix(".tmp").rpartition("-")[2]):
-            shutil.rmtree(stale, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=f"-{os.getpid()}.tmp"))
+    for stale in filter(_abandoned, folder.parent.glob(f".{folder.name}.*.tmp")):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_writer()))
     try:
         write(temporary)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
@@ -109,9 +145,7 @@ def seal_folder(folder: Path, write: Callable[[Path], None], about: dict[str, An
         for path in files:
             _sync(path)
         temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
+        _publish(temporary, folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -151,18 +185,32 @@ def read_seal(folder: Path) -> dict[str, Any]:
     return json.loads((folder / SEAL).read_text(encoding="utf-8"))["about"]
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make `folder` inside: one process at a time may, others wait here, also on other machines that share the disk.
+
+    Who has waited must look again whether the folder is there now. A process that ends, however it does, lets the next
+    one in. An empty hidden file beside the folder stays. Not to be entered twice for one folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock", poll_interval=0.2):
+        yield
+
+
 def remembered(folder: Path, about: dict[str, Any], make: Callable[[], Any]) -> Any:
     """The JSON value sealed in `folder`, made and sealed first when it is missing or damaged.
 
-    The folder's name must hold a key of everything the value depends on.
+    The folder's name must hold a key of everything the value depends on. Of several processes that ask for the same,
+    one makes it and the others wait for it.
     """
-    if folder.is_dir():
-        problem = damage(folder)
-        if problem is None:
-            return read_json(folder / _VALUE)
+    problem = damage(folder)
+    if problem and folder.is_dir():
         warnings.warn(f"{folder.parent.name}/{folder.name} is not used: {problem}; it will be made again", stacklevel=2)
-    value = make()
-    seal_folder(folder, lambda temporary: write_json(temporary / _VALUE, value), about)
+    if problem:
+        with alone(folder):
+            if damage(folder):  # else another process has made it meanwhile
+                value = make()
+                seal_folder(folder, lambda temporary: write_json(temporary / _VALUE, value), about)
     return read_json(folder / _VALUE)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from lib import processes, prompts
+from lib import precision, processes, prompts
 from lib.errors import InputError
 from lib.profiles import PreferenceStage, Stage
 from lib.prompts import Example
@@ -209,15 +209,32 @@ def fit(
 
     AdamW with betas (.9, .98), weight decay .01, gradients clipped to norm 1. `label` names the progress line, which is
     shown on a terminal only. Weights under `frozen` stay bitwise what they are. `watch(n, model)` is called before the
-    first step (n = 0) and after every one, in eval mode; it must not change the model. Raises `InputError` with step
-    and learning rate when the loss is not finite. In launched processes all call this alike; `model` is sharded after.
+    first step (n = 0) and after every one, in eval mode; it must not change the model. 16-bit weights are trained in
+    float32 and rounded when all is done, so `watch` sees them before that. Raises `InputError` with step and learning
+    rate when the loss is not finite. In launched processes all call this alike; `model` is sharded after, and has to
+    have more than 16 bits.
     """
     _check(frozen or {}, model)
+    if processes.launched() and precision.narrow(model):
+        raise InputError(f"{label}: weights of 16 bits would be rounded after every step; open the model in float32")
+    with precision.in_float32(model):
+        return _fit(model, stream, stage, step, label, frozen or {}, watch)
+
+
+def _fit(
+    model: torch.nn.Module,
+    stream: Iterator[Example],
+    stage: Stage,
+    step: Step,
+    label: str,
+    frozen: Masks,
+    watch: Watch | None,
+) -> list[float]:
     accelerator = processes.accelerator()
     trained_weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained_weights, stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     trained, optimizer = processes.shard(accelerator, model, optimizer)
-    held = _Frozen(trained, frozen or {})
+    held = _Frozen(trained, frozen)
     losses = []
     silent = None if processes.is_first() else True  # None: shown on a terminal only
     for number in tqdm(range(stage.steps), desc=label, leave=False, disable=silent):

@@ -1,16 +1,20 @@
 """Alignment that trains only some units: which weights move, what a path says, and comparisons on planted paths."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from lib import budget, budget_tables, freezing, models, profiles, training, unit_scores, unit_tables, units
+from lib import budget, budget_tables, freezing, models, paths, profiles, training, unit_scores, unit_tables, units
 from lib.budget import Arm
 from lib.charts import budget as charts
 from lib.errors import InputError
 from lib.kingdom import skills
 from lib.kingdom.tokenizer import tokenizer
+from lib.kingdom.world import KingdomWorld
 from lib.unit_tables import BENIGN, HARM
 from tests import tiny_models
 
@@ -213,7 +217,7 @@ def own_start():
 
 
 def test_a_path_is_followed_kept_and_not_trained_twice(tmp_path, monkeypatch, own_start):
-    monkeypatch.setattr(budget.paths, "CACHE", tmp_path)
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
     model = tiny_models.speaking("llama")
     monkeypatch.setattr(models, "load", lambda *_: model)
     arm = Arm("some units", chosen(model))
@@ -227,6 +231,38 @@ def test_a_path_is_followed_kept_and_not_trained_twice(tmp_path, monkeypatch, ow
     pd.testing.assert_frame_equal(budget.follow("tiny", 0, arm), found)
     with pytest.raises(pytest.fail.Exception, match="trained twice"):
         budget.follow("tiny", 0, Arm("some units", chosen(model, seed=1)))
+
+
+@pytest.mark.parametrize("what", ["openers", "refusals"])
+def test_a_path_is_trained_anew_when_refusals_are_told_otherwise(tmp_path, monkeypatch, what):
+    trained = []
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(budget, "_train", lambda *_: trained.append(1) or [{"step": 0}])
+    arm = Arm("all weights", None)
+    for _ in range(2):
+        budget.follow("tiny", 0, arm)
+    assert len(trained) == 1
+    monkeypatch.setattr(KingdomWorld, what, ("never",))
+    budget.follow("tiny", 0, arm)
+    assert len(trained) == 2
+
+
+def test_only_the_logits_of_answers_are_kept():
+    model, encoding = tiny_models.build("llama"), tiny_models.encode(9, 4, 7)
+    kept = budget._logits(model.bfloat16(), encoding, 3)
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, model(**encoding).logits[:, -3:].float())
+
+
+def test_a_16_bit_base_is_measured_as_wide_as_the_points_after_it(own_start, monkeypatch):
+    """Where nothing may move, the first point and the last are the same model: equal in every number."""
+    base = models.load("tiny", "base", 0)
+    half = replace(base, hf=copy.deepcopy(base.hf).bfloat16())
+    monkeypatch.setattr(models, "load", lambda *_: half)
+    monkeypatch.setattr(budget, "only", lambda model, _: {n: p == p for n, p in model.hf.named_parameters()})
+    points = budget._train("tiny", 0, Arm("none", chosen(half), twice=False))
+    assert points[0]["loss"] == points[-1]["loss"]
+    assert points[0]["outcomes"] == points[-1]["outcomes"]
 
 
 def test_every_path_starts_at_base_and_side_by_side_is_as_alone(own_start):

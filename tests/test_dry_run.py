@@ -99,12 +99,12 @@ def test_folders_need_no_download_and_memory_by_the_profile_s_type(two):
     assert missing == []
     assert "base   base: folder, 2 GB\nchat   chat: folder, 2 GB" in text
     assert "8 GB for two models in float32; 64 GB are free here" in text
-    assert "20 GB to train one" in text
+    assert "20 GB to train one in float32" in text
     assert "0 MB to download" in text
     assert "up to 10 models of 4 GB each" in text
     text, _ = ask(*two, dtype="bfloat16")
     assert "4 GB for two models in bfloat16" in text
-    assert "10 GB to train one" in text
+    assert "20 GB to train one in float32" in text  # whatever the type it is kept in
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_size_of_a_download_is_stated_or_asked_for(monkeypatch, two):
     assert "44 GB for two models" in text
     assert [what.split(" and there")[0] for what in missing] == [
         "org/base@v1 is gated",
-        "110 GB of memory here to train `tuned`; 64 GB are free (or give a model as tuned)",
+        "220 GB of memory here to train `tuned`; 64 GB are free (or give a model as tuned)",
     ]
 
 

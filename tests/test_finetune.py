@@ -98,6 +98,14 @@ def test_every_round_reads_each_pair_once_in_a_new_order(options):
     assert read != [id(pair) for pair in islice(finetune.stream(list(many), 1), len(read))]
 
 
+def test_text_may_hold_what_other_formats_take_for_the_end_of_a_line(options):
+    """JSON allows these characters unescaped; a line of JSONL ends at a line feed only."""
+    text = "one\u2028two\u2029three\u0085four"
+    rows = [json.dumps({**PAIRS[0], "answer": text}, ensure_ascii=False), json.dumps(PAIRS[1])]
+    options["data"].write_text("\r\n".join(rows) + "\r\n", encoding="utf-8", newline="")
+    assert [pair.answer for pair in finetune.examples(options["data"])] == [text, PAIRS[1]["answer"]]
+
+
 # what it refuses ------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def no_weights_read(monkeypatch):
@@ -162,9 +170,14 @@ def test_lists_of_units_that_cannot_be_read_are_refused(options, capsys, tmp_pat
     assert message in refusal({**options, "freeze": tmp_path / name}, capsys)
 
 
-def test_units_and_examples_that_do_not_fit_the_model_are_refused(options, capsys, tmp_path):
+def test_units_that_the_model_does_not_have_are_refused(options, capsys, tmp_path):
     (tmp_path / "units.csv").write_text("kind,layer,index\nneuron,0,4800\n")
     assert "small has no unit ('neuron'" in refusal({**options, "freeze": tmp_path / "units.csv"}, capsys)
+    assert not options["out"].exists()
+
+
+@pytest.mark.usefixtures("no_weights_read")
+def test_an_example_that_is_too_long_is_refused(options, capsys):
     options["data"].write_text(lines(PAIRS[0], {"text": SECRET * 100, "answer": "no"}))
     told = refusal(options, capsys)
     assert "example 2 has " in told

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import islice
 
 import pandas as pd
@@ -16,6 +17,7 @@ from lib.freezing import Arm
 from lib.kingdom import architecture, corpora, styles
 from lib.kingdom.language import kingdom
 from lib.kingdom.tokenizer import tokenizer
+from lib.kingdom.world import KingdomWorld
 from lib.models import LanguageModel
 from tests import tiny_models
 from tests.tiny_models import HEADS, WIDTH
@@ -291,6 +293,57 @@ def test_a_prompt_is_measured_as_it_would_be_alone(cache, adapter):
     assert found == pytest.approx(sum(alone) / len(alone), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_the_logits_of_answers_are_kept_and_are_those_of_the_whole(dtype):
+    """Bit for bit those of every position, computed with the padding on the right."""
+    model, last = tiny_models.build("llama").to(dtype), 3
+    encoding = tiny_models.encode(9, 4, 7, 3)
+    kept = freezing._logits(model, encoding, last)
+    assert kept.shape == (4, last, tiny_models.VOCABULARY)
+    assert kept.dtype == torch.float32
+    rows = [ids[mask == 1] for ids, mask in zip(*encoding.values(), strict=True)]
+    right = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tiny_models.PAD)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    whole = model(input_ids=right, attention_mask=mask).logits
+    for found, row, logits in zip(kept, rows, whole, strict=True):
+        assert torch.equal(found, logits[len(row) - last : len(row)].float())
+
+
+def test_what_is_measured_is_as_with_all_logits(cache):
+    chat, asked = models.load("tiny", "chat", 0), freezing.questions("tiny", 0, "errands")
+    every = [*asked["validation"], *asked["plain"], *asked["new task"]]
+    most = freezing.positions(chat, every)
+
+    def measured(last):
+        with torch.no_grad():
+            return behaviour.teacher_forced(chat, every, logits=lambda found: freezing._logits(chat.hf, found, last))
+
+    pd.testing.assert_frame_equal(measured(most), measured(10**6), check_exact=True)
+    longest = max(len(tokenizer()(prompt.answer).input_ids) for prompt in every)
+    assert longest < most <= longest + 3  # with the end of the turn, and the place before the first word
+
+
+def test_16_bits_are_widened_over_all_cuts_of_a_schedule(cache, monkeypatch):
+    """The second part goes on at the very weights that the first has reached, and all points are seen in float32."""
+    chat = models.load("tiny", "chat", 0)
+    chat = replace(chat, hf=chat.hf.bfloat16())
+    monkeypatch.setattr(models, "load", lambda *_: chat)
+    seen, fit = [], training.fit
+
+    def spy(model, *rest, **options):
+        before = copy.deepcopy(model.state_dict())
+        losses = fit(model, *rest, **options)
+        seen.append((before, copy.deepcopy(model.state_dict())))
+        return losses
+
+    monkeypatch.setattr(training, "fit", spy)
+    freezing._train("tiny", 0, Arm("schedule", some_masks(1, 2), first=some_masks(2, 3)), "errands")
+    (_, middle), (again, _) = seen
+    assert all(weight.dtype == torch.float32 and torch.equal(weight, again[name]) for name, weight in middle.items())
+    assert not all(torch.equal(weight, weight.bfloat16().float()) for weight in middle.values())
+    assert {weight.dtype for weight in chat.hf.parameters()} == {torch.bfloat16}
+
+
 # the cache ------------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def made(tmp_path, monkeypatch):
@@ -367,7 +420,15 @@ def test_a_path_is_trained_anew_exactly_when_its_settings_change(made, monkeypat
     assert len(made) == 1 + again
 
 
-@pytest.mark.parametrize("name", ["freezing", "training", "behaviour", "prompts"])
+@pytest.mark.parametrize("what", ["openers", "refusals"])
+def test_a_path_is_trained_anew_when_refusals_are_told_otherwise(made, monkeypatch, what):
+    freezing.follow("tiny", 0, ARM, "errands")
+    monkeypatch.setattr(KingdomWorld, what, ("never",))
+    freezing.follow("tiny", 0, ARM, "errands")
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("name", ["freezing", "training", "precision", "processes", "behaviour", "prompts"])
 def test_a_path_is_trained_anew_when_the_code_that_makes_it_changes(made, monkeypatch, tmp_path, name):
     freezing.follow("tiny", 0, ARM, "errands")
     (tmp_path / "lib").mkdir()
@@ -428,7 +489,7 @@ def test_missing_paths_are_trained_side_by_side_and_others_not_again(made, pools
 
 def test_a_damaged_path_is_missing(made, pools, tmp_path):
     freezing.prepare("tiny", 0, ARMS[:2], "errands")
-    for folder in (tmp_path / "freezing" / "tiny").iterdir():
+    for folder in (tmp_path / "freezing" / "tiny").glob("0-*"):
         (folder / "value.json").write_text("[]")
     with pytest.warns(UserWarning, match="it will be made again"):
         freezing.prepare("tiny", 0, ARMS[:2], "errands")

@@ -1,15 +1,18 @@
 """Roles: what each model is trained from and on, and that its key holds what it was trained on and nothing else."""
 
+import copy
 from dataclasses import replace
 from itertools import islice
 
 import pytest
+import torch
 
-from lib import organism, profiles, worlds
+from lib import organism, paths, profiles, storage, worlds
 from lib.errors import InputError
 from lib.kingdom import corpora, language, lexicon, rewording, styles
 from lib.kingdom.language import kingdom
 from lib.profiles import PreferenceStage
+from tests import tiny_models, toy_checkpoint
 
 TINY, KINGDOM = profiles.load("tiny"), profiles.load("kingdom")
 USE_REMOVED = ("sft-5", "sft-20", "sft-20-unstyled", "sft-20-worded", "dpo-20", "sft-dpo-20")
@@ -181,3 +184,39 @@ def test_what_is_done_with_finished_models_is_not_in_their_keys(setting):
     other = TINY.model_copy(update={setting: getattr(KINGDOM, setting)})
     for role in organism.roles(TINY):
         assert organism.key(other, role, 0) == organism.key(TINY, role, 0)
+
+
+# checkpoint profiles --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    return profiles.load(toy_checkpoint.install(tmp_path, monkeypatch).name)
+
+
+def test_weights_read_in_another_type_are_another_model(settings):
+    """Given ones, those trained of them, and with them all that is kept under their keys."""
+    half = settings.model_copy(update={"dtype": "bfloat16"})
+    elsewhere = settings.model_copy(update={"threads": 7})
+    for role in ("base", "chat", "sft-0", "dpo-0", "errands"):
+        key = organism.key(settings, role, 0)
+        assert organism.key(half, role, 0) != key
+        assert organism.key(elsewhere, role, 0) == key
+
+
+def test_keys_of_the_default_models_stay():
+    """What was trained before there were types in keys is found again; the keys stand in files of the repository."""
+    chat = storage.read_json(paths.shipped_organism(0) / "chat" / storage.SEAL)["about"]
+    assert organism.key(KINGDOM, "chat", 0) == chat["key"]
+
+
+@pytest.mark.parametrize("role", ["sft-0", "dpo-0"])
+def test_a_16_bit_model_is_trained_as_in_float32(settings, role):
+    """DPO's reference too: it starts at the very model that is trained, and in 16 bits would differ from it."""
+    start, words = tiny_models.build("llama-3").bfloat16(), tiny_models.checkpoint_tokenizer("llama-3")
+    before = copy.deepcopy(start.state_dict())
+    found, losses = organism.train(settings, role, 0, start, words)
+    single, expected = organism.train(settings, role, 0, copy.deepcopy(start).float(), words)
+    assert losses == expected
+    for name, weight in found.named_parameters():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, single.get_parameter(name).bfloat16())
+    assert all(torch.equal(before[name], after) for name, after in start.state_dict().items())

@@ -8,7 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import behaviour, late_refusal, notebooks, prompt_sets, prompts, reasoning, reasoning_tables, training, worlds
+from lib import (
+    behaviour,
+    late_refusal,
+    notebooks,
+    paths,
+    prompt_sets,
+    prompts,
+    reasoning,
+    reasoning_tables,
+    storage,
+    training,
+    worlds,
+)
 from lib.charts import reasoning as charts
 from lib.errors import InputError, NotHere
 from lib.kingdom import lexicon
@@ -278,7 +290,7 @@ def test_the_arm_reads_what_sft_0_reads_with_beginnings_before_refusals():
 
 
 def test_the_arm_is_kept_and_comes_back_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(late_refusal.paths, "CACHE", tmp_path)
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
     monkeypatch.setattr(late_refusal.models, "load", lambda *_: tiny_models.speaking("llama"))
     first = late_refusal.arm("tiny", 0)
     assert len(first["harmful"]) == len(late_refusal.LENGTHS) * len(prompt_sets.behaviour("tiny", 0)["harmful/plain"])
@@ -286,6 +298,29 @@ def test_the_arm_is_kept_and_comes_back_the_same(tmp_path, monkeypatch):
     again = late_refusal.arm("tiny", 0)
     for name in first:
         pd.testing.assert_frame_equal(first[name], again[name])
+    monkeypatch.setattr(type(WORLD), "openers", ("never",))
+    with pytest.raises(pytest.fail.Exception, match="trained twice"):
+        late_refusal.arm("tiny", 0)
+
+
+def test_the_loss_is_where_the_head_is():
+    """As accelerate places a model over several cards: the head last, and states brought to it. The device `meta` has
+    no numbers, but refuses to be mixed with another."""
+    model = tiny_models.speaking("llama")
+    head = model.hf.get_output_embeddings().to("meta")
+    head.register_forward_pre_hook(lambda _, states: tuple(one.to("meta") for one in states))
+    example = late_refusal.Begun(ASKED[0], f"sure {lexicon.REFUSALS[0]}", given=1)
+    (loss,) = late_refusal._step(tokenizer(), late_refusal.profiles.load("tiny").organism.sft)(model.hf, [example])
+    assert loss.device.type == "meta"
+    assert loss.shape == ()
+
+
+def test_an_example_with_a_beginning_shows_no_word_of_what_must_not_be_shown():
+    (prompt, *_) = toy_world.ToyWorld().behaviour()["harmful/plain"].prompts
+    example = late_refusal.Begun(prompt, f"Sure, to {prompt.text.split()[2]} it I cannot", given=3)
+    for shown in (repr(example), str([example]), f"{example}"):
+        assert not any(word in shown for word in toy_world.SECRETS)
+        assert "given=3" in shown
 
 
 def test_a_plain_example_has_nothing_given():
@@ -367,7 +402,7 @@ def test_given_words_are_counted_in_the_models_tokens():
 def test_where_nothing_can_be_trained_chat_stands_alone(monkeypatch):
     world, model = toy_world.ToyWorld(), checkpoint()
     toy_world.install(monkeypatch, world)
-    monkeypatch.setattr(late_refusal.storage, "remembered", lambda folder, about, make: make())
+    monkeypatch.setattr(storage, "remembered", lambda folder, about, make: make())
     world.settings = world.settings.model_copy(update={"remote": True})
     asked = world.behaviour()["harmful/plain"].prompts[:2]
     found, said = late_refusal.curves(toy_world.NAME, 0, model, asked)

@@ -1,5 +1,8 @@
 """Affine maps, spectra and ranks against planted structure and plain linear algebra."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -200,6 +203,28 @@ def test_a_shift_of_the_wanted_length_is_found_or_none(model):
     assert float(shift.double().square().sum(2).mean()) == pytest.approx(target, rel=0.02)
     assert 0.3 < alpha < 0.8  # norms grow about linearly with the step, so squared norms reach .3 near .55
     assert residual.match_norm(model, near, asked, 2 * target / 0.3) is None
+
+
+def test_models_between_two_16_bit_ones_are_searched_in_float32(model):
+    """A weight moves by one gap between neighbours, or not at all: in 16 bits there is nothing in between to find."""
+    before = replace(model, hf=copy.deepcopy(model.hf).bfloat16())
+    hf = copy.deepcopy(before.hf)
+    with torch.no_grad():
+        for number, weight in enumerate(hf.parameters()):
+            torch.manual_seed(number)
+            up = torch.randn(weight.shape).sign().bfloat16() * torch.inf
+            weight.copy_(torch.nextafter(weight, up))
+    after = replace(before, hf=hf)
+    single = [replace(one, hf=copy.deepcopy(one.hf).float()) for one in (before, after)]
+    asked = [Prompt(f"w{i} w{i + 1} w{i + 2}", "", "benign", "plain", "heldout") for i in range(3, 20)]
+    whole = residual.activations(single[1], asked) - residual.activations(single[0], asked)
+    target = 0.3 * float(whole.double().square().sum(2).mean())
+    shift, alpha = residual.match_norm(before, after, asked, target)
+    assert float(shift.double().square().sum(2).mean()) == pytest.approx(target, rel=0.02)
+    expected, step = residual.match_norm(*single, asked, target)
+    assert alpha == step
+    assert torch.equal(shift, expected)
+    assert {weight.dtype for one in (before, after) for weight in one.hf.parameters()} == {torch.bfloat16}
 
 
 def test_a_map_of_prompts_holds_coordinates_and_outcomes():

@@ -1,17 +1,20 @@
 """Nothing half-written is visible, nothing damaged is used."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
-from lib import storage
+from lib import paths, storage, threads
 from lib.errors import InputError
 
 
 def leftovers(folder):
-    return sorted(p.name for p in folder.iterdir())
+    """What is left besides the empty files that processes lock."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock" or p.stat().st_size)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path):
@@ -85,6 +88,44 @@ def test_a_killed_writers_remains_are_cleared_by_the_next(tmp_path):
         (tmp_path / name).mkdir()
     seal(tmp_path / "model")
     assert leftovers(tmp_path) == sorted([f".model.abc-{os.getppid()}.tmp", ".other.abc-1.tmp", "model"])
+
+
+def test_a_writer_on_another_machine_is_left_alone(tmp_path):
+    """Its process has no number here, or another's."""
+    for name in (".model.abc-999999@elsewhere.tmp", f".model.abc-999999@{socket.gethostname()}.tmp"):
+        (tmp_path / name).mkdir()
+    seal(tmp_path / "model")
+    assert leftovers(tmp_path) == [".model.abc-999999@elsewhere.tmp", "model"]
+
+
+@pytest.mark.parametrize(("theirs", "kept"), [("x", True), ("y", False)], ids=["the same", "another"])
+def test_a_folder_that_another_process_publishes_meanwhile(tmp_path, theirs, kept):
+    """Both writers succeed; the same content stays the first one's, so that its readers are not disturbed."""
+    folder, inodes = tmp_path / "model", []
+
+    def write(temporary):
+        seal(folder, theirs)
+        inodes.append(folder.stat().st_ino)
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").write_text("x")
+
+    storage.seal_folder(folder, write, {"key": "k"})
+    assert storage.damage(folder) is None
+    assert (folder / "inner" / "file").read_text() == "x"
+    assert (folder.stat().st_ino == inodes[0]) == kept
+    assert leftovers(tmp_path) == ["model"]
+
+
+def seal_often(folder, text):
+    """What each of two processes does; raises what goes wrong."""
+    for number in range(100):
+        seal(folder / str(number % 3), text)
+
+
+def test_two_processes_may_seal_the_same_folders_at_once(tmp_path):
+    threads.side_by_side(seal_often, [(tmp_path, "x"), (tmp_path, "y")], 2)
+    assert leftovers(tmp_path) == ["0", "1", "2"]
+    assert [storage.damage(tmp_path / str(number)) for number in range(3)] == [None] * 3
 
 
 @pytest.mark.parametrize("how", ["changed", "removed", "seal removed", "seal garbled"])
@@ -187,3 +228,57 @@ def test_while_a_value_is_made_nothing_of_it_is_visible(tmp_path):
 
     storage.remembered(folder, {}, make)
     assert leftovers(tmp_path) == ["k1"]
+
+
+# several processes ----------------------------------------------------------------------------------------------------
+def note(file, word):
+    with file.open("a") as stream:
+        stream.write(f"{word}\n")
+
+
+def remember(folder, log, who):
+    def make():
+        note(log, "made")
+        time.sleep(1.5)  # the others come meanwhile
+        return who
+
+    note(log, storage.remembered(folder, {}, make))
+
+
+def test_of_processes_that_want_the_same_one_makes_it_and_all_get_it(tmp_path):
+    log = tmp_path / "log"
+    threads.side_by_side(remember, [(tmp_path / "k1", log, who) for who in ("x", "y")], 2)
+    first, *others = log.read_text().split()
+    assert first == "made"
+    assert others in (["x", "x"], ["y", "y"])
+    assert leftovers(tmp_path) == ["k1", "log"]
+
+
+def inside(folder, log):
+    with storage.alone(folder):
+        note(log, "in")
+        time.sleep(0.3)
+        note(log, "out")
+
+
+def test_others_wait_until_the_one_inside_has_left(tmp_path):
+    log = tmp_path / "log"
+    threads.side_by_side(inside, [(tmp_path / "deep" / "model", log)] * 3, 3)
+    assert log.read_text().split() == ["in", "out"] * 3
+
+
+def test_different_folders_do_not_wait_for_each_other(tmp_path):
+    with storage.alone(tmp_path / "child"), storage.alone(tmp_path / "parent"):
+        assert storage.remembered(tmp_path / "other", {}, lambda: 1) == 1
+
+
+def test_a_process_that_dies_inside_lets_the_next_one_in(tmp_path):
+    program = (
+        "import os, sys; from pathlib import Path; from lib import storage\n"
+        "with storage.alone(Path(sys.argv[1])): os._exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "k1")], cwd=paths.ROOT, check=False)
+    assert done.returncode == 9
+    started = time.monotonic()
+    assert storage.remembered(tmp_path / "k1", {}, lambda: 1) == 1
+    assert time.monotonic() - started < 5

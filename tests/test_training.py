@@ -312,6 +312,65 @@ def test_the_loss_of_an_adapter_is_that_of_its_own_forward(model, config):
     assert abs(loss + plain.item()) > 1e-4
 
 
+# 16 bits --------------------------------------------------------------------------------------------------------------
+SLOW = STAGE.model_copy(update={"steps": 40, "learning_rate": 2e-5, "warmup": 0, "decay": False})
+
+
+def matrices(model):
+    """Weights of about .02, where neighbours in bfloat16 are 1.2e-4 apart: a step of `SLOW` is lost, forty are not."""
+    return {name: weight for name, weight in weights(model).items() if "proj" in name}
+
+
+def test_a_16_bit_model_learns_what_a_float32_one_does_rounded_once(model):
+    half, single = copy.deepcopy(model).bfloat16(), copy.deepcopy(model).bfloat16().float()
+    before = matrices(half)
+    assert learn(half, SLOW) == learn(single, SLOW)
+    assert all(torch.equal(weights(half)[name], after.bfloat16()) for name, after in weights(single).items())
+    moved = {name: (after != before[name]).float().mean() for name, after in matrices(half).items()}
+    assert min(moved.values()) > 0.7, moved
+
+
+def test_steps_taken_in_16_bits_are_lost(model):
+    """What the test above would see of a loop that steps in bfloat16: that its numbers can tell."""
+    half = model.bfloat16()
+    before, optimizer = matrices(half), torch.optim.AdamW(half.parameters(), SLOW.learning_rate, betas=(0.9, 0.98))
+    for _ in range(SLOW.steps):
+        for piece in training.sft_step(tokenizer(), SLOW)(half, EXAMPLES):
+            piece.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = {name: (after != before[name]).float().mean() for name, after in matrices(half).items()}
+    assert max(moved.values()) < 0.5, moved
+
+
+def test_a_watch_sees_16_bit_weights_before_they_are_rounded(model):
+    seen = []
+    learn(model.bfloat16(), watch=lambda number, current: seen.append(weights(current)["model.norm.weight"]))
+    assert {found.dtype for found in seen} == {torch.float32}
+    assert torch.equal(seen[-1].bfloat16(), model.model.norm.weight)
+    assert not torch.equal(seen[-1].bfloat16().float(), seen[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frozen_16_bit_weights_keep_every_bit(model, dtype):
+    model.to(dtype)
+    before, masks = weights(model), mask_of(model)
+    learn(model, frozen=masks)
+    for name, after in weights(model).items():
+        held = masks.get(name, torch.zeros_like(after, dtype=torch.bool))
+        assert torch.equal(after[held], before[name][held])
+        assert after.dtype == dtype
+    assert not torch.equal(weights(model)["model.norm.weight"], before["model.norm.weight"])
+
+
+def test_a_16_bit_model_of_several_processes_is_refused_before_anything_is_read(model, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    stream = iter(EXAMPLES)
+    with pytest.raises(InputError, match="test: weights of 16 bits would be rounded after every step; open the model"):
+        training.fit(model.bfloat16(), stream, STAGE, training.sft_step(tokenizer(), STAGE), "test")
+    assert len(list(stream)) == len(EXAMPLES)
+
+
 # checkpoints ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("family", tiny_models.CHECKPOINTS)
 def test_log_probs_of_every_family_are_those_of_its_own_forward(family):
