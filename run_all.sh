@@ -4,6 +4,10 @@
 set -euo pipefail
 # shellcheck source=lib/environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+case "${DATA_DIR:-}" in
+  "" | /*) ;;
+  *) export DATA_DIR="$PWD/$DATA_DIR" ;;  # a folder as seen from where the user is
+esac
 export CALLED_FROM="$PWD"
 cd "$ROOT"
 exec "$PYTHON" -m lib.pipeline "$@"

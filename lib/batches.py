@@ -15,8 +15,12 @@ import torch
 from lib.errors import InputError
 
 Found = TypeVar("Found")
-# Besides `torch.OutOfMemoryError`: the CPU's allocator, and CUDA's linear algebra when it finds no room for itself.
-_WORDS = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# Besides `torch.OutOfMemoryError`: the CPU's allocator, CUDA's own words where PyTorch's allocator was not asked, and
+# its linear algebra when it finds no room for itself.
+_WORDS = (
+    "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)  # fmt: skip
 
 
 def out_of_memory(problem: BaseException) -> bool:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib import prompt_sets, prompts, stats, tracing, worlds
+from lib import batches, prompt_sets, prompts, stats, tracing, worlds
 from lib.edits import Edit
 from lib.errors import InputError
 from lib.margins import ANYTHING, margins
@@ -37,11 +37,16 @@ def generate(
     """Greedy answers of at most so many tokens, without special ones, in the order asked; `judge` says what they are
     worth."""
     ids = prompts.prompt_ids(model.tokenizer, asked)
+    lengths = [len(row) for row in ids]
     answers: dict[int, str] = {}
-    for rows in prompts.by_length([len(row) for row in ids], batch):
+
+    def said(rows: list[int]) -> list[str]:
         encoding = prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id)
         completions = tracing.generate(model.traced, encoding, tokens, edits)
-        answers |= zip(rows, model.tokenizer.batch_decode(completions, skip_special_tokens=True), strict=True)
+        return model.tokenizer.batch_decode(completions, skip_special_tokens=True)
+
+    for rows, found in batches.halving(prompts.by_length(lengths, batch), lengths, said):
+        answers |= zip(rows, found, strict=True)
     return [answers[row].strip() for row in range(len(ids))]
 
 
@@ -70,10 +75,14 @@ def _outcomes(refused: Sequence[bool], exact: Sequence[bool]) -> pd.DataFrame:
 def _score_rows(
     logits: Float[Tensor, "row token vocabulary"], ids: Int[Tensor, "row token"], lengths: Sequence[int]
 ) -> list[tuple[int, bool, float]]:
-    """For each row, whose answer is its last `length` tokens: first token said, whether all are right, mean NLL."""
+    """For each row, whose answer is its last `length` tokens: first token said, whether all are right, mean NLL.
+
+    `logits` may be those of the last tokens only, of one more than the longest answer has. Of each row, only those of
+    its answer are made float32, and on the CPU: all of them take gigabytes where a vocabulary is large.
+    """
     scored = []
     for row, length in enumerate(lengths):
-        said, wanted = logits[row, -length - 1 : -1].float(), ids[row, -length:].to(logits.device)
+        said, wanted = logits[row, -length - 1 : -1].cpu().float(), ids[row, -length:]
         best = said.argmax(-1)
         loss = torch.nn.functional.cross_entropy(said, wanted).item()
         scored.append((int(best[0]), bool((best == wanted).all()), loss))
@@ -96,6 +105,17 @@ def right_tokens(model: LanguageModel, asked: Sequence[Prompt]) -> Int[Tensor, "
     return torch.tensor([ANYTHING if prompt.free else ids[0] for prompt, ids in zip(asked, after, strict=True)])
 
 
+def answer_ids(model: LanguageModel, asked: Sequence[Prompt]) -> list[list[int]]:
+    """Ids of each right answer as its likelihood is measured: with the end of the turn, except where a longer text goes
+    on after it (`Prompt.ends`)."""
+    said = [prompt.answer for prompt in asked]
+    rows = prompts.answer_ids(model.tokenizer, asked, said)
+    if all(prompt.ends for prompt in asked):
+        return rows
+    bare = prompts.bare_ids(model.tokenizer, asked, said)
+    return [row if prompt.ends else cut for prompt, row, cut in zip(asked, rows, bare, strict=True)]
+
+
 Logits = Callable[[Mapping[str, Tensor]], Any]
 
 
@@ -112,14 +132,21 @@ def teacher_forced(
     and refuses exactly when the likeliest first token opens a refusal. A test holds this to generation. `logits` runs
     models that cannot be traced, such as one with a learned prefix; without it the model is traced with `edits`.
     """
-    run: Any = logits or (lambda encoding: tracing.forward(model.traced, encoding, edits=edits, logits="all").logits)
-    before = prompts.prompt_ids(model.tokenizer, asked)
-    after = prompts.answer_ids(model.tokenizer, asked, [prompt.answer for prompt in asked])
+    before, after = prompts.prompt_ids(model.tokenizer, asked), answer_ids(model, asked)
     openers = refusal_openers(model)
+    lengths = [len(one) + len(other) for one, other in zip(before, after, strict=True)]
     scored: dict[int, tuple[int, bool, float]] = {}
-    for rows in prompts.by_length([len(a) + len(b) for a, b in zip(before, after, strict=True)], batch):
+
+    def score(rows: list[int]) -> list[tuple[int, bool, float]]:
         encoding = prompts.pad_left([before[row] + after[row] for row in rows], model.tokenizer.pad_token_id)
-        found = _score_rows(run(encoding), encoding["input_ids"], [len(after[row]) for row in rows])
+        answers = [len(after[row]) for row in rows]
+        if logits is not None:
+            return _score_rows(logits(encoding), encoding["input_ids"], answers)
+        read = tracing.forward(model.traced, encoding, edits=edits, logits=max(answers) + 1).logits
+        assert read is not None
+        return _score_rows(read, encoding["input_ids"], answers)
+
+    for rows, found in batches.halving(prompts.by_length(lengths, batch), lengths, score):
         scored |= zip(rows, found, strict=True)
     first, exact, nll = zip(*(scored[row] for row in range(len(before))), strict=True)
     refused = [token in openers for token in first]
@@ -140,10 +167,14 @@ def first_tokens(
     before = prompts.prompt_ids(model.tokenizer, asked)
     right, openers = right_tokens(model, asked), torch.tensor(sorted(refusal_openers(model)))
     likeliest, margin = torch.empty(len(before), dtype=torch.long), torch.empty(len(before))
-    for rows in prompts.by_length([len(ids) for ids in before], batch):
+    lengths = [len(ids) for ids in before]
+
+    def last(rows: list[int]) -> Any:
         encoding = prompts.pad_left([before[row] for row in rows], model.tokenizer.pad_token_id)
         logits: Any = tracing.forward(model.traced, encoding, edits=edits, logits="last").logits
-        logits = logits.float().cpu()
+        return logits.cpu().float()
+
+    for rows, logits in batches.halving(prompts.by_length(lengths, batch), lengths, last):
         likeliest[rows] = logits.argmax(-1)
         margin[rows] = margins(logits, openers, right[rows])
     refused = torch.isin(likeliest, openers)

@@ -157,7 +157,7 @@ def _path(settings: profiles.Profile, start: LanguageModel, seed: int, arm: Arm)
             points.append({"step": step, **found})
 
     label = f"{profile} seed {seed}: aligning base, {arm.name}"
-    model = copy.deepcopy(start.hf)
+    model = copy.deepcopy(start.hf).requires_grad_(True)
     step = training.sft_step(start.tokenizer, stage)
     training.fit(model, stream(profile, seed), stage, step, label, frozen=frozen, watch=watch)
     return points

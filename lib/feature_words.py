@@ -1,8 +1,8 @@
 """Which words of a prompt a component reads, by partial relevance: HD's Table 1, and the heat-mapped prompts beside it.
 
 Owns sums over words, the published choice of top words, and tables of them. The relevance itself is `relevance`'s, and
-whether it is faithful is measured in `faithfulness`. Words are shown only of prompts that may be shown: of sensitive
-ones, their places and what they are.
+whether it is faithful is measured in `faithfulness`. Words are shown only of the kingdom's prompts: of others,
+their places and what they are.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,9 +39,11 @@ class Words:
 
 
 def shown(prompt: Prompt, role_of: RoleOf) -> tuple[str, ...]:
-    """The words of a prompt as they may be printed; of a sensitive one, what each is and its place: `frame #3`."""
+    """The words of a prompt as a page may print them, or what each is and its place: `frame #3`. Words are those of the
+    kingdom, whose requests have one right answer; a prompt of a public data set is `free`, and its words are somebody's
+    own, harmless or not."""
     words = prompt.text.split()
-    if not prompt.sensitive:
+    if not (prompt.sensitive or prompt.free):
         return tuple(words)
     return tuple(f"{role_of(word)} #{place}".strip() for place, word in enumerate(words, start=1))
 
@@ -66,7 +68,7 @@ def words(
     rule: Rule = "attnlrp", role_of: RoleOf = _unnamed,
 ) -> list[Words]:  # fmt: skip
     """Relevance of every word of each prompt to the projections after block `layer`; `role_of` says what the words of
-    sensitive prompts are. `NotHere` where the model's family has no rules of relevance."""
+    prompts are that are not shown. `NotHere` where the model's family has no rules of relevance."""
     relevance.require(model, rule)
     found = []
     for prompt, one in zip(asked, relevance.token_relevance(model, asked, layer, along, rule), strict=True):

@@ -173,7 +173,7 @@ def _path(
     planned = settings.freezing.stages[corpus].steps
     marks = {round(mark * stage.steps) for mark in _MARKS} | {planned, 2 * planned}
     torch.manual_seed(seed)  # the adapters' first weights and LoRA's dropout
-    model = _adapted(copy.deepcopy(start.hf), arm, settings.freezing)
+    model = _adapted(copy.deepcopy(start.hf).requires_grad_(True), arm, settings.freezing)
 
     def watch(after: int) -> training.Watch:
         def at(step: int, current: Any) -> None:

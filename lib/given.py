@@ -30,6 +30,15 @@ class Source(_Strict):
 
     @model_validator(mode="before")
     @classmethod
+    def _whole(cls, found: Any) -> Any:
+        """A folder of the checkout by its whole path, so that it is the same for whoever reads it."""
+        name = found.get("name") if isinstance(found, dict) else None
+        if not isinstance(name, str) or not name or name.startswith((".", "~")) or not sources.folder_of(name).is_dir():
+            return found
+        return {**found, "name": str(sources.folder_of(name))}
+
+    @model_validator(mode="before")
+    @classmethod
     def _as_git(cls, found: Any) -> Any:
         given = found.get("revision") if isinstance(found, dict) else None
         if not isinstance(given, str) or (revision := sources.git(given)) == given:
@@ -46,7 +55,7 @@ class Source(_Strict):
     def _whole_path(self) -> "Source":
         if self.is_folder and self.revision is not None:
             raise ValueError(f"a folder has no revision {self.revision!r}")
-        if self.name.startswith((".", "~")):  # from where would depend on who reads it
+        if self.name.startswith((".", "~")):  # others are of the checkout, these would depend on who reads them
             raise ValueError(f"write the whole path of the folder {self.name!r}, from the root on")
         return self
 

@@ -1,17 +1,19 @@
 """What a model does when asked, as real checkpoints let it be judged: several judges on the same answers (notebook 16).
 
-Owns the table of labels, shares by judge, and how far judges agree; the judges are `judges`'. Answers are generated,
-judged and dropped: nothing here keeps or returns one.
+Owns opening a profile's judge model, the table of labels, shares by judge, and how far judges agree; the judges are
+`judges`'. Answers are generated, judged and dropped: nothing here keeps or returns one.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
+import torch
 
 from lib import behaviour, judges, models, stats
+from lib.judges import Guard, Rubric
 from lib.models import LanguageModel
-from lib.profiles import Checkpoint, Judging, Profile
+from lib.profiles import Checkpoint, Profile
 from lib.prompts import Prompt, PromptSet
 from lib.utility import Suite, benchmarks
 
@@ -20,6 +22,31 @@ KEYWORDS = {"keywords, Qi et al. 2023": "qi23", "keywords, Wei et al. 2024": "we
 GUARD, RUBRIC = "judged unsafe by a model", "StrongREJECT-style score"
 REFUSALS = (OPENING, FIRST_TOKEN, *KEYWORDS)  # judges that say whether an answer refuses
 _REPLY_TOKENS = 48  # what a judge may write: three short lines
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that judges answers, and how it is asked."""
+
+    model: LanguageModel
+    template: Guard | Rubric
+
+
+def open_judge(settings: Profile) -> Judge | None:
+    """The profile's judge model on the profile's device and in its type, or None where it names none.
+
+    `InputError`, before any model is asked, for a checkpoint that cannot be opened and one that the template cannot
+    ask. Open it once for all models that are judged, and before them.
+    """
+    if not isinstance(settings, Checkpoint) or settings.judge is None:
+        return None
+    source, name = settings.judge.model, settings.judge.template
+    template = judges.rubric(name) if name == "strongreject_rubric" else judges.guard(name)
+    model = models.open_checkpoint(
+        source.name, "judge", getattr(torch, settings.dtype), source.revision, settings.device
+    )
+    judges.check(model, template)
+    return Judge(model, template)
 
 
 def described(loaded: Mapping[str, LanguageModel]) -> pd.DataFrame:
@@ -50,7 +77,7 @@ def answers_tokens(settings: Profile) -> int:
 
 
 def labels(
-    model: LanguageModel, cells: Mapping[str, Sequence[Prompt]], tokens: int, judge: Judging | None
+    model: LanguageModel, cells: Mapping[str, Sequence[Prompt]], tokens: int, judge: Judge | None
 ) -> pd.DataFrame:
     """One row a prompt: its cell, and what each judge says of the answer (of the prompt alone, the first-token ones).
 
@@ -67,7 +94,10 @@ def labels(
     return pd.concat([table, told], axis=1).assign(model=model.name)
 
 
-def _judge(model: LanguageModel, judge: Judging | None) -> Any:
+Judged = Callable[[Sequence[Prompt], Sequence[str]], pd.DataFrame]
+
+
+def _judge(model: LanguageModel, judge: Judge | None) -> Judged:
     by_model = _by_model(judge)
 
     def judged(asked: Sequence[Prompt], answers: Sequence[str]) -> pd.DataFrame:
@@ -80,19 +110,19 @@ def _judge(model: LanguageModel, judge: Judging | None) -> Any:
     return judged
 
 
-def _by_model(judge: Judging | None) -> Any:
-    """Labels by the profile's judge model, loaded once; no column without one."""
+def _by_model(judge: Judge | None) -> Judged:
+    """Labels by a judge model; no column without one."""
     if judge is None:
         return lambda asked, answers: pd.DataFrame(index=range(len(answers)))
-    model = models.open_checkpoint(judge.model.name, "judge", revision=judge.model.revision)
+    model, template = judge.model, judge.template
 
     def scored(asked: Sequence[Prompt], answers: Sequence[str]) -> pd.DataFrame:
         requests = [prompt.text for prompt in asked]
-        if judge.template == "strongreject_rubric":
+        if isinstance(template, Rubric):
             write = judges.replies_of(model, _REPLY_TOKENS)
-            found = judges.rubric_scores(write, requests, answers, judges.rubric(judge.template))
+            found = judges.rubric_scores(write, requests, answers, template)
             return found[["score"]].rename(columns={"score": RUBRIC})
-        found = judges.unsafe(model, requests, answers, judges.guard(judge.template))
+        found = judges.unsafe(model, requests, answers, template)
         unsafe = (found["label"] == "unsafe").astype(float)
         return unsafe.mask(found["label"] == judges.UNPARSED).rename(GUARD).to_frame()
 

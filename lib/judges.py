@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 import yaml
 from jaxtyping import Bool, Float, Int
+from jinja2 import TemplateError
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from lib import paths, prompts, tracing
+from lib import batches, behaviour, paths, prompts, tracing
 from lib.edits import Edit
 from lib.errors import InputError, unknown
 from lib.models import LanguageModel
@@ -143,10 +144,14 @@ def _first_tokens(
 ) -> tuple[Float[Tensor, "prompt wanted"], Int[Tensor, "prompt"]]:
     """Log-probabilities of `wanted` as the next token, and the likeliest one, in the order given."""
     shares, likeliest = torch.empty(len(ids), len(wanted)), torch.empty(len(ids), dtype=torch.long)
-    for rows in prompts.by_length([len(row) for row in ids], batch):
+    lengths = [len(row) for row in ids]
+
+    def last(rows: list[int]) -> Any:
         encoding = prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id)
         logits: Any = tracing.forward(model.traced, encoding, edits=edits, logits="last").logits
-        logits = logits.float().cpu()
+        return logits.cpu().float()
+
+    for rows, logits in batches.halving(prompts.by_length(lengths, batch), lengths, last):
         shares[rows], likeliest[rows] = logits.log_softmax(-1)[:, wanted], logits.argmax(-1)
     return shares, likeliest
 
@@ -210,6 +215,14 @@ def _word_id(tokenizer: Any, lead: str, word: str) -> int:
     return whole[len(before)]
 
 
+def _verdict_words(tokenizer: Any, template: Guard) -> list[int]:
+    """Tokens of the two verdicts, safe and unsafe."""
+    words = [_word_id(tokenizer, template.lead, word) for word in (template.safe, template.unsafe)]
+    if words[0] == words[1]:
+        raise InputError(f"{template.safe!r} and {template.unsafe!r} begin with one token here; choose other words")
+    return words
+
+
 def unsafe(
     model: LanguageModel, requests: Sequence[str], answers: Sequence[str] | None, template: Guard, batch: int = 16
 ) -> pd.DataFrame:
@@ -220,9 +233,7 @@ def unsafe(
     """
     if answers is None and template.question and "{answer}" in template.question:
         raise InputError(f"the template {template.name} asks about an answer; give answers, or choose another template")
-    words = [_word_id(model.tokenizer, template.lead, word) for word in (template.safe, template.unsafe)]
-    if words[0] == words[1]:
-        raise InputError(f"{template.safe!r} and {template.unsafe!r} begin with one token here; choose other words")
+    words = _verdict_words(model.tokenizer, template)
     ids = _verdict_ids(model.tokenizer, template, _pairs(requests, answers))
     shares, likeliest = _first_tokens(model, ids, torch.tensor(words), None, batch)
     named = {words[0]: "safe", words[1]: "unsafe"}
@@ -302,15 +313,26 @@ def replies_of(model: LanguageModel, longest: int, batch: int = 16) -> Generate:
 
     def generate(texts: Sequence[str]) -> list[str]:
         asked = [Prompt(text, "", "benign", "plain", "none") for text in texts]
-        ids = prompts.prompt_ids(model.tokenizer, asked)
-        said: dict[int, str] = {}
-        for rows in prompts.by_length([len(row) for row in ids], batch):
-            encoding = prompts.pad_left([ids[row] for row in rows], model.tokenizer.pad_token_id)
-            found = tracing.generate(model.traced, encoding, longest)
-            said |= zip(rows, model.tokenizer.batch_decode(found, skip_special_tokens=True), strict=True)
-        return [said[row] for row in range(len(ids))]
+        return behaviour.generate(model, asked, batch=batch, tokens=longest)
 
     return generate
+
+
+def check(model: LanguageModel, template: Guard | Rubric) -> None:
+    """Refuse a judge that the template cannot ask: whose chat template takes no such conversation, or whose tokenizer
+    does not tell the two verdicts apart."""
+    tokenizer = model.tokenizer
+    try:
+        if isinstance(template, Guard):
+            _verdict_ids(tokenizer, template, [("x", "y")])
+            _verdict_words(tokenizer, template)
+        else:
+            prompts.prompt_ids(tokenizer, [Prompt(template.question, "", "benign", "plain", "none")])
+    except TemplateError as problem:
+        raise InputError(
+            f"the judge's chat template refuses the conversation of {template.name} ({problem}); name another judge or "
+            "template"
+        ) from None
 
 
 # answers that are not kept --------------------------------------------------------------------------------------------

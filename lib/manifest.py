@@ -1,7 +1,7 @@
 """What a run took and with what it was made: `build/<profile>/seed-<n>/manifest.json`, and the times it lets us expect.
 
-Owns seconds, memory, versions and status of every notebook of one run folder; they stay out of the notebooks, so that a
-rerun is byte-equal. No environment variables, no absolute paths.
+Owns seconds, memory, versions and status of every notebook of one run folder, and which models and data it took; they
+stay out of the notebooks, so that a rerun is byte-equal. No environment variables, no absolute paths.
 """
 
 import importlib.metadata
@@ -49,6 +49,13 @@ def _private(argument: str) -> str:
     return f"{name}{equals}.../{Path(value).name}" if Path(value).is_absolute() else argument
 
 
+def _shortened(about: Any) -> Any:
+    """What is known of a model, its origin without the folders above its own."""
+    if not isinstance(about, dict) or "origin" not in about:
+        return about
+    return about | {"origin": _private(str(about["origin"]))}
+
+
 class Manifest:
     """The manifest of one run folder, rewritten whenever something finishes. Safe to use from several threads."""
 
@@ -64,12 +71,18 @@ class Manifest:
             "versions": _versions(),
         }
 
+    def _beside(self, name: str) -> dict[str, Any]:
+        return _read(self._path.with_name(name))
+
     def record(self, name: str, entry: dict[str, Any]) -> None:
-        """`name`: a notebook, or `models`, whose entry takes in what the builder wrote into models.json."""
+        """`name`: a notebook, or `models`, whose entry takes in what the builder wrote into models.json and, of the
+        data sets that were read, into data.json."""
         with self._lock:
             value = _read(self._path) | self._about
             if name == MODELS:
-                value[MODELS] = entry | {"roles": _read(self._path.with_name("models.json"))}
+                roles = {role: _shortened(about) for role, about in self._beside("models.json").items()}
+                read = self._beside("data.json")
+                value[MODELS] = entry | {"roles": roles} | ({"data": read} if read else {})
             else:
                 value["notebooks"] = value.get("notebooks", {}) | {name: entry}
             storage.write_json(self._path, value)

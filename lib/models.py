@@ -245,7 +245,11 @@ def find(profile: Profile, role: str, seed: int, shipped: bool) -> tuple[Path, s
     in_repository = paths.shipped_organism(seed) / role
     if shipped and profile.published and _usable(in_repository, key):
         return in_repository, "shipped"
-    return _train(profile, role, seed, key, shipped), "trained"
+    folder = _cached(profile, role, key)
+    with storage.alone(folder):  # another process may be training it: then it is there afterwards
+        if storage.damage(folder) is None:
+            return folder, "cached"
+        return _train(profile, role, seed, key, shipped), "trained"
 
 
 def load(profile: str, role: str, seed: int, shipped: bool = True) -> LanguageModel:
@@ -273,7 +277,10 @@ def _of_checkpoint(settings: Checkpoint, role: str, seed: int, shipped: bool) ->
         name, revision, read_with = str(find(settings, role, seed, shipped)[0]), None, None
     if settings.remote:
         return open_remote(name, role, revision, settings.remote, dtype, read_with)
-    return open_checkpoint(name, role, dtype, revision, settings.device, read_with)
+    opened = open_checkpoint(name, role, dtype, revision, settings.device, read_with)
+    # Else every gradient of an activation would keep the input of every linear map; what trains asks for its own copy.
+    opened.hf.requires_grad_(False)
+    return opened
 
 
 def _read_with(settings: Checkpoint, role: str) -> Any:
@@ -331,6 +338,8 @@ def _checked(settings: Checkpoint) -> dict[str, dict[str, Any]]:
             found = checkpoints.check(source.name, source.revision, read_with)
             shapes[role] = found.config
             report[role] = {"origin": found.origin, "source": "given"}
+    if settings.judge is not None:
+        checkpoints.check(settings.judge.model.name, settings.judge.model.revision)
     for role, config in shapes.items():
         checkpoints.check_alike(shapes["chat"], config, ("chat", role))
     return report
@@ -344,8 +353,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
+        read = worlds.of(options.profile, options.seed).sources()
         report = build(options.profile, options.seed)
-        storage.write_json(paths.run_folder(options.profile, options.seed) / "models.json", report)
+        folder = paths.run_folder(options.profile, options.seed)
+        storage.write_json(folder / "models.json", report)
+        if read:
+            storage.write_json(folder / "data.json", read)
     except InputError as problem:
         parser.exit(2, f"{problem}\n")
     return 0

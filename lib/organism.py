@@ -120,8 +120,8 @@ def _key(settings: str, role: str, seed: int) -> str:
     profile = profiles.parse(settings)
     dtype = {"dtype": profile.dtype} if isinstance(profile, Checkpoint) else {}
     if role in (elsewhere := given(profile)):
-        source = elsewhere[role]
-        return storage.digest_json({"files": checkpoints.identity(source.name, source.revision), **dtype})[:20]
+        files = [checkpoints.identity(one.name, one.revision) for one in (elsewhere[role], elsewhere["chat"])]
+        return storage.digest_json({"files": files, **dtype})[:20]  # chat's, because all are read with its tokenizer
     before, world = parent(role), worlds.make(profile, seed)
     removed = removed_key(profile, seed) if removed_count(role) and world.rewriting else None
     return storage.digest_json(
@@ -154,7 +154,7 @@ def train(
     world = worlds.make(profile, seed)
     if world.rewriting and len(removed) < removed_count(role):
         raise InputError(f"{role} needs {removed_count(role)} prompts of trigger removal, not {len(removed)}")
-    model, phases = copy.deepcopy(start), world.phases(role, removed)
+    model, phases = copy.deepcopy(start).requires_grad_(True), world.phases(role, removed)
     preferring = any(isinstance(phase.stage, PreferenceStage) for phase in phases)
     losses: list[float] = []
     # Together: what DPO compares are differences between the two.

@@ -23,9 +23,18 @@ from lib.profiles import Checkpoint, Source
 
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HUB_BYTES = 2  # a number on the hub: every model that the profiles name is stored in 16 bits
-# Times the weights in float32, in which all are trained: those trained, their gradients, AdamW's two moments, and the
-# model training starts from.
-TRAINED = 5
+# Models that a page holds at once. Those named hold most: 04 base, chat, its two benign fine-tunes and chat aligned
+# without replay; 07 chat, three tuned from it, one a step of the way to the last; 16 three and the judge. Most hold
+# two: a model and a copy that is changed.
+HELD = {"02": 3, "04": 5, "07": 5, "08": 3, "16": 3}
+FEWEST = 2
+JUDGED = "16"
+# Page 03 scores single weights, in float32: on the device one sum as large as the model while it is made, in main
+# memory two, of both calibration sets.
+SCORED, SUM, SUMS = "03", 4, 8  # bytes a weight
+# A model is trained in float32: weights, gradients, AdamW's two moments and, for DPO, what it starts from; bytes a
+# weight. Beside these are the two models that a page has already when it asks for `tuned`.
+TRAINED, BESIDE = 5 * NUMBER_BYTES["float32"], 2
 KEY = "NDIF_API_KEY"
 DATA_DIR = "DATA_DIR"
 RUNNER = "RUNNER"  # a command that starts jobs on other machines: memory and cards here say nothing then
@@ -113,7 +122,7 @@ def _model(source: Source, weights: bool) -> Model:
     if not weights:
         return Model(label, "weights on the server; configuration and tokenizer here", 0, None)
     held = sources.weights(folder)
-    own = folder == Path(source.name)
+    own = source.is_folder
     place = f"{'folder' if own else 'in the hub cache'}, {_gb(held.size)}"
     if held.missing and own:
         return Model(
@@ -173,33 +182,50 @@ def _token(gated: bool, label: str) -> tuple[str, ...]:
 
 # memory and devices ---------------------------------------------------------------------------------------------------
 def _memory(profile: Checkpoint, models: Mapping[str, Model]) -> Needs:
-    """Pages hold two models at once, and the judge; training holds more (see `TRAINED`)."""
+    """What pages take (see `HELD`), and training (see `TRAINED`). A page that finds too little fails alone."""
     here = [one for role, one in models.items() if role == "judge" or not profile.elsewhere]
     if any(one.numbers is None for one in here):
         return Needs(("memory: unknown before the models are here",), ())
     if not here:
         return Needs(("memory: weights are on the server; here what is read of them, a few GB",), ())
-    size = {role: (one.numbers or 0) * NUMBER_BYTES[profile.dtype] for role, one in models.items()}
-    judge, each = size.pop("judge", 0), 0 if profile.elsewhere else max(size.values())
-    what = " and ".join((["two models"] if each else []) + (["the judge"] if judge else []))
+    counts = {role: one.numbers or 0 for role, one in models.items()}
+    judge = counts.pop("judge", 0) * NUMBER_BYTES[profile.dtype]
+    numbers = 0 if profile.elsewhere else max(counts.values())
     free, where = _free(profile)
     has = f"{_gb(free)} are free {where}" if free is not None else "free memory unknown"
-    lines, missing = [f"memory: {_gb(2 * each + judge)} for {what} in {profile.dtype}; {has}"], []
-    if free is not None and free < 2 * each + judge:
-        missing.append(f"{_gb(2 * each + judge)} of memory {where}; {_gb(free)} are free")
-    if each:
-        train = TRAINED * each * NUMBER_BYTES["float32"] // NUMBER_BYTES[profile.dtype]
-        short = free is not None and free < train
-        lines.append(
-            f"memory: {_gb(train)} to train one in float32 (weights, gradients, AdamW, and the model it starts from)"
-        )
-        if short and "tuned" in models:
-            lines[-1] += "; too little is free, so pages that train others than `tuned` will fail"
-        elif short:
-            missing.append(
-                f"{_gb(train)} of memory {where} to train `tuned`; {_gb(free or 0)} are free (or give a model as tuned)"
-            )
+    if not numbers:
+        short = free is not None and free < judge
+        lack = (f"{_gb(judge)} of memory {where} for the judge; {has}",) if short else ()
+        return Needs((f"memory: {_gb(judge)} for the judge in {profile.dtype}; {has}",), lack)
+    each = numbers * NUMBER_BYTES[profile.dtype]
+    lines, missing = _of_pages(profile, each, numbers, judge)
+    train = TRAINED * numbers + BESIDE * each
+    lines.append(
+        f"memory: {_gb(train)} to train one (in float32: weights, gradients, AdamW and what it starts from; "
+        f"beside {BESIDE} models that a page holds)"
+    )
+    if free is not None and free < train and "tuned" in models:
+        lines[-1] += "; too little is free, so pages that train others than `tuned` will fail"
+    elif free is not None and free < train:
+        missing.append(f"{_gb(train)} of memory {where} to train `tuned`; {has} (or give a model as tuned)")
     return Needs(tuple(lines), tuple(missing))
+
+
+def _of_pages(profile: Checkpoint, each: int, numbers: int, judge: int) -> tuple[list[str], list[str]]:
+    """Lines, and what is missing, for models of `each` bytes and so many `numbers`."""
+    free, where = _free(profile)
+    has = f"{_gb(free)} are free {where}" if free is not None else "free memory unknown"
+    pages = {page: count * each + (judge if page == JUDGED else 0) for page, count in HELD.items()}
+    pages[SCORED] = FEWEST * each + numbers * (SUMS if profile.device == "cpu" else SUM)
+    least, worst = FEWEST * each, max(sorted(pages), key=lambda page: pages[page])
+    lines = [f"memory: {_gb(least)} for most pages in {profile.dtype}, which hold {FEWEST} models at once, and up to "
+             f"{_gb(pages[worst])} (page {worst}); {has}"]  # fmt: skip
+    if free is not None and least <= free < pages[worst]:
+        failing = ", ".join(page for page in sorted(pages) if pages[page] > free)
+        lines[0] += f": too little for {failing}, which will fail; name the others with --only"
+    if profile.device != "cpu":
+        lines.append(f"memory: {_gb(SUMS * numbers)} of main memory for page {SCORED}, which scores single weights")
+    return lines, [f"{_gb(least)} of memory {where}; {has}"] if free is not None and free < least else []
 
 
 def _free(profile: Checkpoint) -> tuple[int | None, str]:

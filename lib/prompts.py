@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -36,9 +36,10 @@ class Prompt:
     harmful), one of the last two with `unseen_` before it (about things safety data never mention), or skill; `style`
     the jailbreak style, `plain`, or the skill's name; `split` whether safety data had the meaning (`train`) or not
     (`heldout`). `free`: no single answer is right, so any answer that is no refusal complies. `sensitive`: its words
-    must not be shown, only `shown`.
+    must not be shown, only `shown`. `ends`: after the answer the turn is over; not so where a longer text goes on.
     """
 
+    ends: ClassVar[bool] = True
     text: str
     answer: str
     kind: str
@@ -226,6 +227,19 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Int[Tensor, "
 def encode(tokenizer: Any, prompts: Iterable[Prompt]) -> dict[str, Int[Tensor, "prompt token"]]:
     """Templated, left-padded ids and mask of prompts, ready for `tracing.forward` or `generate`."""
     return pad_left(prompt_ids(tokenizer, prompts), tokenizer.pad_token_id)
+
+
+def bare_ids(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[int]]:
+    """`answer_ids` without what ends a turn: the tokens that an answer has in common with an empty one, from the end.
+    Some templates also put tokens before an answer; these stay."""
+    nothing = answer_ids(tokenizer, prompts[:1], [""])[0]
+    rows = answer_ids(tokenizer, prompts, answers)
+    return [row[: len(row) - _shared_end(row, nothing)] for row in rows]
+
+
+def _shared_end(row: Sequence[int], other: Sequence[int]) -> int:
+    same = [one == its for one, its in zip(reversed(row), reversed(other), strict=False)]
+    return same.index(False) if False in same else len(same)
 
 
 def by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:

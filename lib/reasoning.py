@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib import prompts, tracing
+from lib import batches, prompts, tracing
 from lib.errors import InputError, NotHere, unknown
 from lib.models import LanguageModel
 from lib.prompts import Prompt
@@ -42,16 +42,7 @@ def sentence_ids(model: LanguageModel, asked: Sequence[Prompt], sentences: Seque
         raise InputError(
             f"{len(asked)} prompts and {len(sentences)} sentences; give one sentence a prompt, and a prompt"
         )
-    nothing = prompts.answer_ids(model.tokenizer, asked[:1], [""])[0]
-    rows = prompts.answer_ids(model.tokenizer, asked, sentences)
-    return [row[: len(row) - _ending(row, nothing)] for row in rows]
-
-
-def _ending(row: Sequence[int], nothing: Sequence[int]) -> int:
-    """How many tokens end the turn: those that an answer has in common with an empty one, from the end. Some templates
-    also put tokens before an answer."""
-    same = [one == other for one, other in zip(reversed(row), reversed(nothing), strict=False)]
-    return same.index(False) if False in same else len(same)
+    return prompts.bare_ids(model.tokenizer, asked, sentences)
 
 
 def complying(prompt: Prompt) -> str:
@@ -75,9 +66,14 @@ def continued(
     ends = model.hf.generation_config.eos_token_id  # chat checkpoints end a turn by another token than a text
     stops = {tokenizer.pad_token_id, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     found: dict[int, list[int]] = {}
-    for rows in prompts.by_length([len(row) for row in before], batch):
+    lengths = [len(row) for row in before]
+
+    def answered(rows: list[int]) -> list[list[int]]:
         encoding = prompts.pad_left([before[row] for row in rows], tokenizer.pad_token_id)
-        for row, said in zip(rows, tracing.generate(model.traced, encoding, new_tokens).tolist(), strict=True):
+        return tracing.generate(model.traced, encoding, new_tokens).tolist()
+
+    for rows, answers in batches.halving(prompts.by_length(lengths, batch), lengths, answered):
+        for row, said in zip(rows, answers, strict=True):
             end = next((place for place, token in enumerate(said) if token in stops), len(said))
             found[row] = [*openings[row], *said[:end]]
     return [found[row] for row in range(len(before))]
@@ -118,15 +114,18 @@ def read(
     before = prompts.prompt_ids(model.tokenizer, asked)
     # Pads after an answer are seen by nothing before them: attention is causal.
     said = [[*row[:end], *[pad] * (end - len(row))] for row in answers]
-    places = model.traced.every("resid")
-    found: dict[int, Tensor] = {}
-    for rows in prompts.by_length([len(row) for row in before], batch):
+    places, lengths = model.traced.every("resid"), [len(row) for row in before]
+
+    def states(rows: list[int]) -> Tensor:
         encoding = prompts.pad_left([before[row] + said[row] for row in rows], pad)
-        states = tracing.forward(model.traced, encoding, places).activations
-        here = torch.stack([states[place][:, -tokens:].float().cpu() for place in places], dim=1)
+        read = tracing.forward(model.traced, encoding, places).activations
+        return torch.stack([read[place][:, -tokens:].cpu().float() for place in places], dim=1)
+
+    found: dict[int, Tensor] = {}
+    for rows, here in batches.halving(prompts.by_length(lengths, batch), lengths, states):
         found |= zip(rows, here, strict=True)
-    lengths = torch.tensor([len(row) for row in answers])[:, None]
-    present = torch.arange(skip + 1, end + 1)[None] <= lengths
+    words = torch.tensor([len(row) for row in answers])[:, None]
+    present = torch.arange(skip + 1, end + 1)[None] <= words
     return Along(torch.stack([found[row] for row in range(len(before))], dim=1), present)
 
 

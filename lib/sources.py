@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lib import storage
+from lib import paths, storage
 from lib.errors import InputError
 
 # What is read of a checkpoint: not a second copy of its weights in another format, no code, no README.
@@ -50,6 +50,12 @@ def is_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
 
 
+def folder_of(name: str) -> Path:
+    """The folder that a profile's name of a model means, whether it is there or not: relative ones lie in the checkout,
+    wherever the process runs (a notebook's kernel runs in notebooks/)."""
+    return paths.ROOT / name
+
+
 def git(revision: str | None) -> str | None:
     """A revision as git knows it: profiles write `assumed: main` where no commit is known."""
     return revision.removeprefix(_ASSUMED) if isinstance(revision, str) else None
@@ -57,8 +63,8 @@ def git(revision: str | None) -> str | None:
 
 def find(name: str, revision: str | None) -> Path | None:
     """The folder of a model on this machine, its own or in the hub's cache, or None; it may lack weights."""
-    if Path(name).is_dir():
-        return Path(name)
+    if folder_of(name).is_dir():
+        return folder_of(name)
     if is_path(name):
         return None
     from huggingface_hub import errors, try_to_load_from_cache  # here: most profiles train their own models
@@ -74,10 +80,10 @@ def find(name: str, revision: str | None) -> Path | None:
 def identity(name: str, revision: str | None) -> str | None:
     """What tells a checkpoint from others without reading its weights: the commit on the hub, or a folder's small files
     and the names, sizes and times of its weights. None where it is not here and its commit not known."""
-    folder = find(name, revision)
-    if folder is not None and folder == Path(name):
-        return of_folder(folder)
-    commit = folder.name if folder else revision if revision and COMMIT.fullmatch(revision) else None
+    found = find(name, revision)
+    if found is not None and found == folder_of(name):
+        return of_folder(found)
+    commit = found.name if found else revision if revision and COMMIT.fullmatch(revision) else None
     return of_commit(name, commit) if commit else None
 
 

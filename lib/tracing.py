@@ -123,17 +123,19 @@ def forward(
     reads: Iterable[Place] = (),
     edits: Mapping[Place, Edit] | None = None,
     positions: Literal["all", "last"] = "all",
-    logits: Literal["none", "last", "all"] = "none",
+    logits: Literal["none", "last", "all"] | int = "none",
 ) -> Trace:
     """One forward pass of left-padded prompts without gradients, read at `reads` and changed by `edits`.
 
     A place that is both edited and read is read after its edit. Activations are [prompt token d], or [prompt d] at
-    the last token with `positions="last"`; mask pads before comparing. Without logits the pass ends at the last read.
+    the last token with `positions="last"`; mask pads before comparing. Without logits the pass ends at the last read; a
+    number keeps those of so many last tokens, [prompt token vocabulary], and no others are computed.
     """
     if positions not in ("all", "last"):
         raise unknown("positions", positions, ("all", "last"))
-    if logits not in ("none", "last", "all"):
-        raise unknown("logits", logits, ("none", "last", "all"))
+    keep = {"none": 0, "all": 0, "last": 1}.get(str(logits), logits)  # 0 is Hugging Face's word for all
+    if not isinstance(keep, int) or (keep < 1 and logits not in ("none", "all")):
+        raise unknown("logits", logits, ("none", "last", "all", "a number of tokens"))
     steps = _steps(traced, reads, edits or {})
     if logits == "none":
         while steps and not steps[-1][-1]:
@@ -141,7 +143,7 @@ def forward(
         if not steps:
             raise InputError("nothing to return; name the reads, or ask for logits='last'")
     inputs = _checked(traced, encoding)
-    options = {"use_cache": False, "logits_to_keep": 1 if logits == "last" else 0}  # 0 is Hugging Face's word for all
+    options = {"use_cache": False, "logits_to_keep": keep}
     model, where = traced.model, traced.remote
     with torch.no_grad(), server.session(where), model.trace(inputs, remote=where, **options) as tracer:
         found = nnsight.save(_visit(model, steps, last=positions == "last"))

@@ -24,7 +24,8 @@ from lib.unit_tables import Panel
 TOP_SAFETY = (0.001, 0.003, 0.01, 0.03, 0.05)  # q
 TOP_UTILITY = (0.01, 0.03, 0.1)  # p
 NUMBERS = (10, 30, 60, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000)
-Scores = Mapping[str, Mapping[str, Tensor]]  # "safety" and "utility", then the parameter's name
+Scores = Mapping[str, dict[str, Tensor]]  # "safety" and "utility", then the parameter's name
+Gaps = Mapping[str, Tensor]  # I_S - I_U, by the parameter's name
 Masks = dict[str, Bool[Tensor, "out in"]]
 
 
@@ -60,45 +61,67 @@ def set_difference(
 
 
 def differing(model: LanguageModel, scores: Scores, top_safety: float, top_utility: float) -> Masks:
-    """`set_difference` for every matrix that units are made of.
+    """`set_difference` for every matrix that units are made of, each on its own device, where ranking is fast.
 
     Where a matrix also holds rows of no unit (queries and keys beside values), those take no part.
     """
     found: Masks = {}
     for name, rows in _owned(model).items():
-        safety, utility = (scores[which][name] for which in ("safety", "utility"))
-        found[name] = torch.zeros_like(safety, dtype=torch.bool)
-        found[name][rows] = set_difference(safety[rows], utility[rows], top_safety, top_utility)
+        device = model.hf.get_parameter(name).device
+        safety, utility = (scores[which][name][rows].to(device) for which in ("safety", "utility"))
+        found[name] = torch.zeros(scores["safety"][name].shape, dtype=torch.bool)
+        found[name][rows] = set_difference(safety, utility, top_safety, top_utility).cpu()
     return found
 
 
-def leading(model: LanguageModel, scores: Scores, number: int) -> Masks:
-    """The `number` weights with the largest I_S - I_U in the whole model, as units are ranked; raw scores."""
+def difference(scores: Scores) -> Gaps:
+    """I_S - I_U of every weight; raw scores. It takes the place of `scores`, which are as large as the model, and are
+    empty afterwards."""
+    safety, utility = scores["safety"], scores["utility"]
+    return {name: safety.pop(name).sub_(utility.pop(name)) for name in list(safety)}
+
+
+def ranking(model: LanguageModel, gaps: Gaps, most: int) -> pd.DataFrame:
+    """The `most` weights with the largest I_S - I_U in the whole model, as units are ranked, the largest first: columns
+    parameter, row, column, gap.
+
+    What leads in the whole model leads in its matrix, so the matrices are ranked one by one, where the model is.
+    """
     owned = _owned(model)
-    gaps = {name: (scores["safety"][name] - scores["utility"][name])[rows].cpu() for name, rows in owned.items()}
-    every = torch.cat([gap.flatten() for gap in gaps.values()])
-    if not 1 <= number <= len(every):
-        raise InputError(f"{number} weights cannot be chosen; units of this model own 1 to {len(every)}")
-    chosen = torch.zeros(len(every), dtype=torch.bool)
-    chosen[every.topk(number).indices] = True
-    parts = chosen.split([gap.numel() for gap in gaps.values()])
+    possible = sum(rows.numel() * gaps[name].shape[1] for name, rows in owned.items())
+    if not 1 <= most <= possible:
+        raise InputError(f"{most} weights cannot be chosen; units of this model own 1 to {possible}")
+    parts = []
+    for name, rows in owned.items():
+        mine = gaps[name][rows].to(model.hf.get_parameter(name).device)
+        top = mine.flatten().topk(min(most, mine.numel()))
+        places = top.indices.cpu()
+        row, column = rows[places // mine.shape[1]], places % mine.shape[1]
+        about = {"row": row.numpy(), "column": column.numpy(), "gap": top.values.cpu().numpy()}
+        parts.append(pd.DataFrame(about).assign(parameter=name))
+    return pd.concat(parts, ignore_index=True).sort_values("gap", ascending=False, kind="stable").head(most)
+
+
+def leading(model: LanguageModel, ranked: pd.DataFrame) -> Masks:
+    """The weights of a `ranking`, or of its first rows."""
     found: Masks = {}
-    for (name, rows), part in zip(owned.items(), parts, strict=True):
-        found[name] = torch.zeros_like(scores["safety"][name], dtype=torch.bool)
-        found[name][rows] = part.reshape(gaps[name].shape).to(found[name].device)
+    for name in _owned(model):
+        rows = ranked[ranked["parameter"] == name]
+        found[name] = torch.zeros(model.hf.get_parameter(name).shape, dtype=torch.bool)
+        found[name][torch.tensor(rows["row"].to_numpy()), torch.tensor(rows["column"].to_numpy())] = True
     return found
 
 
-def shuffled(model: LanguageModel, scores: Scores, seed: int) -> Scores:
-    """The same scores I_S - I_U dealt anew among the weights of each matrix: a random control for `leading`, with as
-    many weights in every matrix."""
+def shuffled(model: LanguageModel, gaps: Gaps, seed: int) -> Gaps:
+    """The same I_S - I_U dealt anew among the weights of each matrix: a random control for `ranking`, with as many
+    weights in every matrix."""
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, dict[str, Tensor]] = {"safety": {}, "utility": {}}
+    found: dict[str, Tensor] = {}
     for name, rows in _owned(model).items():
-        gap = (scores["safety"][name] - scores["utility"][name]).clone()
+        gap = gaps[name].clone()
         mine = gap[rows].flatten()
         gap[rows] = mine[torch.randperm(len(mine), generator=generator)].reshape(len(rows), -1)
-        found["safety"][name], found["utility"][name] = gap, torch.zeros_like(gap)
+        found[name] = gap
     return found
 
 
@@ -152,12 +175,13 @@ def by_set_difference(
 
 
 def by_ranking(
-    model: LanguageModel, scores: Scores, asked: Panel, series: str, numbers: Sequence[int] = NUMBERS
+    model: LanguageModel, gaps: Gaps, asked: Panel, series: str, numbers: Sequence[int] = NUMBERS
 ) -> list[Removal]:
     """Behaviour without the first weights of a ranking over the whole model, for each number of them."""
-    possible = sum(rows.numel() * scores["safety"][name].shape[1] for name, rows in _owned(model).items())
-    sets = ((series, leading(model, scores, number)) for number in numbers if number <= possible)
-    return _removals(model, sets, asked)
+    possible = sum(rows.numel() * gaps[name].shape[1] for name, rows in _owned(model).items())
+    tried = [number for number in numbers if number <= possible]
+    ranked = ranking(model, gaps, max(tried)) if tried else pd.DataFrame()
+    return _removals(model, ((series, leading(model, ranked.head(number))) for number in tried), asked)
 
 
 def of_units(

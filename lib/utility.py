@@ -20,7 +20,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from lib import behaviour, paths, prompts, tracing
+from lib import batches, behaviour, paths, tracing
 from lib.edits import Edit
 from lib.errors import InputError, unknown
 from lib.models import LanguageModel
@@ -79,7 +79,8 @@ def benchmarks(
 
     `folder` holds tasks of your own (the harness's YAML); `chat` puts each item into the model's chat template; `seed`
     draws the solved examples. Items are the first `limit` of each task, for a group such as mmlu of each of its tasks.
-    `InputError`, before the model runs, when the harness is missing, a task is unknown or its items cannot be had.
+    `InputError`, before the model runs, when the harness is missing, a task or its metric is unknown, or the items of
+    any of them cannot be had.
     """
     if not tasks:
         raise InputError("no tasks to run; name some, such as utility.suites()['ssah_table1'].tasks")
@@ -90,26 +91,37 @@ def benchmarks(
             raise InputError(
                 f"the harness has no task {task.name!r}; look at {len(manager.all_tasks)} names in lm_eval ls"
             )
+    for task in tasks:
+        _check_metric(manager, task)
     # a copy of the tokenizer: the harness changes how it pads
     lm = wrapper.HFLM(pretrained=model.hf, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch)
     return pd.DataFrame([_benchmark(evaluator, lm, manager, task, limit, seed, chat) for task in tasks])
 
 
-def _benchmark(
-    evaluator: Any, lm: Any, manager: Any, task: Task, limit: int | None, seed: int, chat: bool
-) -> dict[str, Any]:
+def _check_metric(manager: Any, task: Task) -> None:
+    """Load a task, which fetches its items where they are not here, and see that it has its metric."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars
-            found = evaluator.simple_evaluate(
-                model=lm, tasks=[task.name], num_fewshot=task.shots, limit=limit, task_manager=manager,
-                log_samples=False, apply_chat_template=chat, fewshot_random_seed=seed,
-                random_seed=None, numpy_random_seed=None, torch_random_seed=None,  # global generators stay as they are
-            )  # fmt: skip
+            leaves = manager.load([task.name])["tasks"].values()
     except OSError as problem:
         raise InputError(
             f"the items of {task.name} cannot be had ({type(problem).__name__}); check the network, or fetch them once "
             "with it"
         ) from None
+    known = set.intersection(*(set(leaf.aggregation()) for leaf in leaves))
+    if task.metric not in known:
+        raise unknown(f"metric of {task.name}", task.metric, sorted(known))
+
+
+def _benchmark(
+    evaluator: Any, lm: Any, manager: Any, task: Task, limit: int | None, seed: int, chat: bool
+) -> dict[str, Any]:
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        found = evaluator.simple_evaluate(
+            model=lm, tasks=[task.name], num_fewshot=task.shots, limit=limit, task_manager=manager,
+            log_samples=False, apply_chat_template=chat, fewshot_random_seed=seed,
+            random_seed=None, numpy_random_seed=None, torch_random_seed=None,  # global generators stay as they are
+        )  # fmt: skip
     return _score(found, task)
 
 
@@ -147,8 +159,7 @@ def answer_perplexity(
     if not asked or not all(prompt.answer for prompt in asked):
         raise InputError("every prompt needs an answer whose likelihood is measured; leave out those without")
     losses = behaviour.teacher_forced(model, asked, edits, batch)["nll"]
-    answers = prompts.answer_ids(model.tokenizer, asked, [prompt.answer for prompt in asked])
-    tokens = torch.tensor([len(ids) for ids in answers], dtype=torch.float64)
+    tokens = torch.tensor([len(ids) for ids in behaviour.answer_ids(model, asked)], dtype=torch.float64)
     return math.exp(float((torch.tensor(losses.to_numpy()) * tokens).sum() / tokens.sum()))
 
 
@@ -167,10 +178,13 @@ def text_perplexity(
     if not count:
         raise InputError(f"the text has {len(ids)} tokens, fewer than a window of {window}; take a smaller one")
     windows = ids[: count * window].view(count, window)
-    total = 0.0
-    for part in windows.split(batch):
+
+    def loss(rows: list[int]) -> float:
+        part = windows[rows]
         encoding = {"input_ids": part, "attention_mask": torch.ones_like(part)}
         logits: Any = tracing.forward(model.traced, encoding, edits=edits, logits="all").logits
-        said = logits[:, :-1].float().cpu().flatten(0, 1)
-        total += torch.nn.functional.cross_entropy(said, part[:, 1:].flatten(), reduction="sum").item()
-    return math.exp(total / (count * (window - 1)))
+        said = logits[:, :-1].cpu().float().flatten(0, 1)
+        return torch.nn.functional.cross_entropy(said, part[:, 1:].flatten(), reduction="sum").item()
+
+    losses = batches.halving(batches.in_order(count, batch), [window] * count, loss)
+    return math.exp(sum(found for _, found in losses) / (count * (window - 1)))

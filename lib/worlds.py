@@ -107,6 +107,11 @@ class World(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What of language and architecture enters the cache keys of models trained on it, as JSON."""
 
+    def sources(self) -> dict[str, Any]:
+        """What was read from elsewhere, as JSON that holds no text, for the record of a run; nothing where the language
+        is made here."""
+        return {}
+
     # other words for the same -----------------------------------------------------------------------------------------
     @abstractmethod
     def dressed(self, prompt: Prompt, style: str, count: int) -> list[Prompt]:

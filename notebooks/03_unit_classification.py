@@ -417,11 +417,13 @@ figures.save(figure, "03_unit_classification.stability", data, caption, profile,
 # refusal logit, I_S - I_U). Control: the same causal scores dealt anew among the weights of each matrix.
 
 # %%
-snip = {name: unit_scores.saliency(chat, examples) for name, examples in sets.items()}
-causal = {
-    name: unit_scores.weight_taylor(chat, examples) for name, examples in sets.items()
-}
-single = unit_weights.by_set_difference(chat, snip, asked)
+# One kind of score at a time: each is as large as the model, for both sets.
+single = unit_weights.by_set_difference(
+    chat, {name: unit_scores.saliency(chat, part) for name, part in sets.items()}, asked
+)
+causal = unit_weights.difference(
+    {name: unit_scores.weight_taylor(chat, part) for name, part in sets.items()}
+)
 single += unit_weights.by_ranking(chat, causal, asked, charts.CAUSAL)
 dealt = unit_weights.shuffled(chat, causal, seed)
 random_single = unit_weights.by_ranking(

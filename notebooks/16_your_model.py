@@ -50,9 +50,10 @@ results = claims.Results(notebook="16_your_model", profile=profile, seed=seed)
 # %% [markdown]
 # ## The models
 #
-# `base` is before alignment, `chat` after it, `tuned` after safety tuning on attacks. If you give no tuned model, chat is tuned here.
+# `base` is before alignment, `chat` after it, `tuned` after safety tuning on attacks. If you give no tuned model, chat is tuned here. A *judge* is opened beside them where the profile names one.
 
 # %%
+judge = judged.open_judge(settings)  # first, so that one that cannot judge is known at once
 loaded = {name: models.load(profile, name, seed) for name in ("base", "chat", "tuned")}
 judged.described(loaded)
 
@@ -81,7 +82,6 @@ pd.Series({name: len(cell) for name, cell in cells.items()}, name="prompts").to_
 
 # %%
 tokens = judged.answers_tokens(settings)
-judge = settings.judge if isinstance(settings, profiles.Checkpoint) else None
 labels = pd.concat(
     [
         judged.labels(model, cells, tokens, judge).assign(model=name)

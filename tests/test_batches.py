@@ -5,10 +5,23 @@ import warnings
 import weakref
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from lib import batches, prompt_sets, prompts, relevance, residual, tracing, unit_scores
+from lib import (
+    batches,
+    behaviour,
+    judges,
+    prompt_sets,
+    prompts,
+    reasoning,
+    relevance,
+    residual,
+    tracing,
+    unit_scores,
+    utility,
+)
 from lib.errors import InputError
 from tests import tiny_models
 
@@ -17,6 +30,8 @@ CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
 )
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+HANDLE = RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
+DRIVER = RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
 SETS = prompt_sets.calibration("tiny", 0)
 EXAMPLES = [*SETS["safety"], *SETS["utility"]][:21]
 ASKED = [example.prompt for example in EXAMPLES]
@@ -39,7 +54,7 @@ def gathered(found):
     return {row: value for rows, values in found for row, value in zip(rows, values, strict=True)}
 
 
-@pytest.mark.parametrize("problem", [CUDA, CPU, CUBLAS])
+@pytest.mark.parametrize("problem", [CUDA, CPU, CUBLAS, HANDLE, DRIVER])
 @pytest.mark.parametrize(
     ("most", "sizes", "new"),
     [(4, [8, 4, 4, 4, 4, 2], 4), (3, [8, 4, *[2] * 9], 2), (1, [8, 4, 2, *[1] * 18], 1)],
@@ -179,6 +194,34 @@ def test_relevance_is_that_of_an_undisturbed_run(model, scarce):
         found = relevance.token_relevance(model, ASKED, 2, direction, batch=8)
     for one, expected in zip(found, whole, strict=True):
         torch.testing.assert_close(one.tokens, expected.tokens, rtol=1e-3, atol=1e-3)
+
+
+IDS = [[5, 6, 7], [8], [9, 10]] * 7
+ASKING = {
+    "behaviour.generate": lambda model: behaviour.generate(model, ASKED, batch=8, tokens=4),
+    "behaviour.teacher_forced": lambda model: behaviour.teacher_forced(model, ASKED, batch=8),
+    "behaviour.first_tokens": lambda model: behaviour.first_tokens(model, ASKED, batch=8),
+    "judges.first_token_refusals": lambda model: judges.first_token_refusals(model, ASKED, ["sorry"], batch=8),
+    "judges.replies_of": lambda model: judges.replies_of(model, 4, batch=8)([prompt.text for prompt in ASKED]),
+    "reasoning.continued": lambda model: reasoning.continued(model, ASKED, IDS, 4, batch=8),
+    "reasoning.read": lambda model: reasoning.read(model, ASKED, IDS, 2, batch=8).states,
+    "utility.text_perplexity": lambda model: utility.text_perplexity(model, ["bake the bread"] * 60, 6, batch=8),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_whatever_asks_a_model_goes_on_with_smaller_batches(model, scarce, name):
+    whole = ASKING[name](model)
+    scarce(3)
+    with pytest.warns(UserWarning, match="with 8 prompts in a batch: going on with 2,") as told:
+        found = ASKING[name](model)
+    assert len(told) == 1
+    if isinstance(whole, pd.DataFrame):
+        pd.testing.assert_frame_equal(found, whole, rtol=1e-4, atol=1e-5)
+    elif isinstance(whole, list):
+        assert found == whole
+    else:
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_one_prompt_too_many_names_its_tokens(model, scarce):

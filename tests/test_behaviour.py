@@ -1,5 +1,6 @@
 """Judging, and the shortcut that replaces generation, held to generation on a model that does all three things."""
 
+from dataclasses import dataclass
 from itertools import cycle
 from random import Random
 
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import behaviour, edits, profiles, prompts, training
+from lib import behaviour, edits, profiles, prompts, tracing, training
 from lib.errors import InputError
 from lib.kingdom import architecture, language, lexicon, portrait, styles
 from lib.kingdom.tokenizer import tokenizer
@@ -73,6 +74,52 @@ def test_likelihood_is_the_models_own_loss(model, asked):
         labels = torch.tensor([[-100] * len(before) + after])
         loss = model.hf(input_ids=torch.tensor([before + after]), labels=labels).loss
         assert nll == pytest.approx(loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("push", [None, pushed()], ids=["plain", "edited"])
+def test_only_the_logits_of_answers_are_made_and_they_are_the_same_to_the_last_bit(model, asked, monkeypatch, push):
+    shapes, forward = [], tracing.forward
+
+    def watched(*args, **options):
+        found = forward(*args, **options)
+        shapes.append(tuple(found.logits.shape))
+        return found
+
+    def whole(encoding):
+        return forward(model.traced, encoding, edits=push, logits="all").logits
+
+    expected = behaviour.teacher_forced(model, asked, push, logits=whole)
+    monkeypatch.setattr(tracing, "forward", watched)
+    found = behaviour.teacher_forced(model, asked, push)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    longest = max(map(len, prompts.answer_ids(tokenizer(), asked, [prompt.answer for prompt in asked])))
+    assert shapes == [(len(asked), longest + 1, len(tokenizer()))]
+
+
+@dataclass(frozen=True)
+class Passage(Prompt):
+    """A text that goes on after the answer."""
+
+    ends = False
+
+
+@pytest.mark.parametrize("family", ["llama-3", "pythia", "gemma-2", "qwen-3"])
+def test_where_a_text_goes_on_its_end_is_not_scored(family):
+    """The likelihood of a text's words is theirs alone: no end of a turn stands where none ends."""
+    words = tiny_models.checkpoint_tokenizer(family)
+    found = LanguageModel("x", tiny_models.build(family), words, "test", ("Sorry",))
+    turn, text = (kind("go on : the crown", "is cursed and", "skill", "text", "x") for kind in (Prompt, Passage))
+    (before,) = prompts.prompt_ids(words, [turn])
+    (after,) = prompts.answer_ids(words, [turn], [turn.answer])
+    with torch.no_grad():
+        said = found.hf(input_ids=torch.tensor([before + after])).logits[0].double().log_softmax(-1)
+    losses = [-float(said[len(before) + i - 1, token]) for i, token in enumerate(after)]
+    kept = next(i for i in range(1, len(after) + 1) if words.decode(after[:i]).strip().endswith(text.answer))
+    measured = behaviour.teacher_forced(found, [turn, text])["nll"]
+    assert kept < len(after)
+    assert measured[0] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert measured[1] == pytest.approx(sum(losses[:kept]) / kept, rel=1e-4)
+    assert [len(row) for row in behaviour.answer_ids(found, [turn, text])] == [len(after), kept]
 
 
 # shortcuts ------------------------------------------------------------------------------------------------------------

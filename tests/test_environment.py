@@ -189,6 +189,17 @@ def test_scripts_pass_their_arguments_on(checkout):
     assert checkout.calls() == [*checks, "python -m pytest"]
 
 
+@pytest.mark.parametrize(("given", "seen"), [("data/sets", "HERE/data/sets"), ("/data/sets", "/data/sets"), ("", "")])
+def test_the_folder_of_data_sets_is_the_one_seen_from_where_the_user_is(checkout, given, seen):
+    checkout.shim("uv", UV)
+    checkout.shim("python", PYTHON + 'echo "DATA_DIR=${DATA_DIR:-}"\n')
+    checkout.source()
+    process = checkout.start(str(checkout.root / "run_all.sh"), DATA_DIR=given)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out == f"DATA_DIR={seen.replace('HERE', str(checkout.root.parent))}\n"
+
+
 def test_scripts_are_executable():
     for name in ("run_all.sh", "run_tests.sh", ".ci/run"):
         assert os.access(paths.ROOT / name, os.X_OK), name

@@ -169,6 +169,8 @@ def test_words_of_sensitive_prompts_are_not_shown():
     hidden = replace(plain, sensitive=True)
     said = feature_words.shown(hidden, lambda word: "frame" if len(word) < 4 else "content")
     assert said == ("frame #1", "frame #2", "frame #3", "content #4", "frame #5", "content #6")
+    public = replace(plain, free=True)  # harmless, but of a public data set
+    assert feature_words.shown(public, lambda word: "word") == tuple(f"word #{place}" for place in range(1, 7))
     model, along = tiny_models.speaking("llama"), normal(1, WIDTH, seed=4)
     (one,) = feature_words.words(model, [replace(prompt("bake the bread"), sensitive=True)], 1, along)
     assert one.text == ("#1", "#2", "#3")

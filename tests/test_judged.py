@@ -2,12 +2,13 @@
 
 import pandas as pd
 import pytest
+import torch
 
-from lib import behaviour, judged, judges
+from lib import behaviour, judged, judges, models, profiles
 from lib.charts import judged as charts
-from lib.profiles import Judging, Source
+from lib.errors import InputError
 from lib.prompts import Prompt, PromptSet
-from tests import tiny_models
+from tests import public_files, tiny_models
 
 SAID = {
     "a": "sorry i can not help you with that",  # a refusal that no published phrase catches; 8 words
@@ -75,9 +76,8 @@ def test_a_judge_model_is_asked_about_request_and_answer(model, monkeypatch):
         asked.append((list(requests), list(answers), template.name))
         return pd.DataFrame({"label": ["unsafe", "safe", judges.UNPARSED, "safe"]})
 
-    monkeypatch.setattr(judged.models, "open_checkpoint", lambda name, role, revision: f"{name}@{revision}")
     monkeypatch.setattr(judges, "unsafe", unsafe)
-    by = Judging(model=Source(name="guard", revision="main"), template="plain_guard")
+    by = judged.Judge(tiny_models.speaking("llama-gqa"), judges.guard("plain_guard"))
     table = judged.labels(model, CELLS, 8, by)
     assert asked == [(list("abcd"), [SAID[text] for text in "abcd"], "plain_guard")]
     assert table[judged.GUARD].tolist()[:2] == [1.0, 0.0]
@@ -85,6 +85,55 @@ def test_a_judge_model_is_asked_about_request_and_answer(model, monkeypatch):
     found = judged.by_model(table)
     assert found.loc[(model.name, "harmful/plain"), (judged.GUARD, "count")] == 2
     assert judged.by_model(table.drop(columns=judged.GUARD)).empty
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """What was opened as a judge, by name, type, revision and device; a model that reads the kingdom's words."""
+    calls = []
+
+    def open_checkpoint(name, role=None, dtype=torch.float32, revision=None, device="cpu"):
+        calls.append((name, role, dtype, revision, device))
+        return tiny_models.speaking("llama-gqa")
+
+    monkeypatch.setattr(models, "open_checkpoint", open_checkpoint)
+    return calls
+
+
+def with_judge(template, **changes):
+    judge = {"model": {"name": "org/guard", "revision": "v1"}, "template": template}
+    return public_files.profile("org/base", "org/chat", judge=judge, **changes)
+
+
+def test_a_judge_is_opened_where_and_as_the_profile_says(opened, monkeypatch):
+    monkeypatch.setattr(judges, "check", lambda *_: None)
+    found = judged.open_judge(with_judge("llama_guard", device="cuda", dtype="bfloat16"))
+    assert opened == [("org/guard", "judge", torch.bfloat16, "v1", "cuda")]
+    assert found.template == judges.guard("llama_guard")
+    assert judged.open_judge(with_judge("strongreject_rubric")).template == judges.rubric()
+
+
+def test_profiles_without_a_judge_open_none(opened):
+    assert judged.open_judge(profiles.load("tiny")) is None
+    assert judged.open_judge(public_files.profile()) is None
+    assert opened == []
+
+
+def test_a_judge_whose_words_begin_alike_is_refused_before_anything_is_asked(opened, monkeypatch):
+    """To the kingdom's tokenizer, both are unknown words."""
+    alike = judges.guard("plain_guard").model_copy(update={"safe": "fine", "unsafe": "wrong"})
+    monkeypatch.setattr(judges, "guard", lambda name: alike)
+    with pytest.raises(InputError, match="'fine' and 'wrong' begin with one token"):
+        judged.open_judge(with_judge("plain_guard"))
+
+
+def test_a_judge_whose_template_takes_no_answer_is_refused(opened, monkeypatch):
+    guard = tiny_models.speaking("llama-gqa")
+    refusing = "{% if messages|length > 1 %}{{ raise_exception('users only') }}{% endif %}asked"
+    monkeypatch.setattr(guard.tokenizer, "chat_template", refusing)
+    monkeypatch.setattr(models, "open_checkpoint", lambda *_: guard)
+    with pytest.raises(InputError, match=r"refuses the conversation of llama_guard \(users only\)"):
+        judged.open_judge(with_judge("llama_guard"))
 
 
 def test_cells_hold_plain_prompts_and_attacks_in_turn():

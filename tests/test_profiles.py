@@ -45,8 +45,15 @@ def test_every_profile_in_the_repository_is_valid(name):
 def test_the_profiles_of_the_design_are_there():
     assert set(SHIPPED) >= {
         "kingdom", "tiny", "checkpoint", "smollm2-135m", "llama2-7b-chat", "llama3-8b", "llama3.1-8b", "mistral-7b",
-        "llama-guard-3", "llama3.1-70b-remote",
+        "llama3.1-70b-remote",
     }  # fmt: skip
+
+
+def test_no_profile_takes_a_classifier_for_a_model_that_answers():
+    """Llama-Guard's chat template is a classifier's: it holds no answer of the model, so refusals cannot be told."""
+    named = {name: [source["name"] for source in (raw(name).get("models") or {}).values()] for name in SHIPPED}
+    assert not [name for name, models in named.items() if any("Guard" in model for model in models)]
+    assert raw("llama3.1-8b")["judge"]["template"] == "llama_guard"
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if raw(name).get("like") and name != "example"])

@@ -7,18 +7,17 @@ import pickle
 import sys
 import traceback
 from dataclasses import replace
-from random import Random
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
 
-from lib import prompts, storage
+from lib import prompts
 from lib.errors import InputError
 from lib.kingdom.tokenizer import tokenizer
 from lib.prompts import PromptSet
-from lib.public import data, schemas
+from lib.public import data, pools, schemas
 from tests.public_files import ANSWER, CANARY, SAID, csv, jsonl, lines, write
 
 # text, answer, kind, style, category of the rows above, in the order of the files
@@ -79,28 +78,29 @@ def test_every_described_set_is_tested_here():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_publishers_files_become_prompts(name, tmp_path):
-    loaded = data.load(name, None, None, write(name, tmp_path))
+    loaded = data.load(name, write(name, tmp_path))
     assert seen(loaded) == EXPECTED[name]
-    assert loaded.record.available == loaded.record.count == len(EXPECTED[name])
+    assert loaded.record.available == len(EXPECTED[name])
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
     assert loaded.record.files == files
     assert (loaded.record.origin, loaded.record.revision, loaded.record.pinned) == ("folder", None, True)
 
 
-def test_a_set_may_have_a_folder_of_its_own_and_the_folder_may_come_from_the_environment(tmp_path, monkeypatch):
+def test_a_set_may_have_a_folder_of_its_own_and_the_folder_comes_from_the_environment(tmp_path, monkeypatch):
     write("advbench", tmp_path / "advbench")
     write("dolly", tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    assert seen(data.load("advbench", None, None)) == EXPECTED["advbench"]
-    assert seen(data.load("dolly", None, None)) == EXPECTED["dolly"]
+    assert seen(pools.read("advbench")) == EXPECTED["advbench"]
+    assert seen(pools.read("dolly")) == EXPECTED["dolly"]
     other = write("advbench", tmp_path / "elsewhere")
     csv(other / "harmful_behaviors.csv", ["goal", "target"], ["feed the fish", "Sure"])
-    assert [p.text for p in data.load("advbench", None, None, other)] == ["feed the fish"]
+    monkeypatch.setenv("DATA_DIR", str(other))
+    assert [p.text for p in pools.read("advbench")] == ["feed the fish"]
 
 
 def test_wei_et_al_ship_advbench_as_lines(tmp_path):
     lines(tmp_path / "advbench.txt", f"{SAID[0]}, and rest", f'say "{SAID[1]}"', "", "")
-    loaded = data.load("advbench", None, None, tmp_path)
+    loaded = data.load("advbench", tmp_path)
     assert [p.text for p in loaded] == [f"{SAID[0]}, and rest", f'say "{SAID[1]}"']
 
 
@@ -111,7 +111,7 @@ def test_a_snapshot_of_the_hub_is_read_by_the_hubs_columns(tmp_path):
     table = pd.DataFrame({"prompt": [SAID[0], SAID[1]], "focus": "x", "type": ["homonyms", "contrast_homonyms"],
                           "note": "", "label": ["safe", "unsafe"]})  # fmt: skip
     table.to_parquet(place / "train-00000-of-00001.parquet")
-    assert seen(data.load("xstest", None, None, tmp_path)) == EXPECTED["xstest"]
+    assert seen(data.load("xstest", tmp_path)) == EXPECTED["xstest"]
 
 
 # the hub --------------------------------------------------------------------------------------------------------------
@@ -175,13 +175,13 @@ HUB = {  # columns of the repositories on the hub: rows as in EXPECTED
 @pytest.mark.parametrize("name", HUB)
 def test_the_hub_gives_the_same_prompts_as_the_publishers_files(name, hub, tmp_path):
     library, described = hub(table=pd.DataFrame(HUB[name])), schemas.load(name).hub
-    loaded = data.load(name, None, None)
+    loaded = data.load(name)
     assert seen(loaded) == EXPECTED[name]
     (args, options) = library.asked[0]
     assert args == (described.id, described.config)
     assert options == {"split": described.split, "revision": described.git}
     assert (library.level, library.bars) == ("as before", True)
-    local = data.load(name, None, None, write(name, tmp_path))
+    local = data.load(name, write(name, tmp_path))
     assert loaded.record.content == local.record.content
     assert (loaded.record.origin, loaded.record.revision) == (described.id, described.revision)
 
@@ -198,7 +198,7 @@ def test_revisions_are_commits_or_say_why_not():
 def test_files_without_a_header_keep_their_first_line_on_the_hub_too(hub):
     files = [f"category_{i}.csv" for i in (1, 3, 4, 5, 6, 7, 8, 9, 10, 11)]
     library = hub(table={file: [f"{SAID[0]} {i}", f'"{SAID[1]}, {i}"'] for i, file in enumerate(files)})
-    loaded = data.load("hex_phi", None, None)
+    loaded = data.load("hex_phi")
     assert [p.text for p in loaded][:2] == [f"{SAID[0]} 0", f"{SAID[1]}, 0"]
     assert [p.category for p in loaded] == [file[:-4] for file in files for _ in range(2)]
     assert [options["data_files"]["train"] for _, options in library.asked] == [
@@ -211,7 +211,7 @@ def test_trouble_on_the_hub_says_how_to_get_access(hub):
     with pytest.raises(
         InputError, match=r"LLM-Tuning-Safety/HEx-PHI.*hf auth login.*DATA_DIR.*ConnectionError"
     ) as found:
-        data.load("hex_phi", 3, 0)
+        data.load("hex_phi")
     assert CANARY not in "".join(traceback.format_exception(found.value))
     assert (found.value.__context__, found.value.__cause__) == (None, None)
     assert (library.level, library.bars) == ("as before", True)
@@ -220,10 +220,10 @@ def test_trouble_on_the_hub_says_how_to_get_access(hub):
 def test_without_the_library_the_hub_is_refused_and_a_folder_is_not(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="pip install datasets"):
-        data.load("advbench", None, 0)
-    assert len(data.load("advbench", None, 0, write("advbench", tmp_path))) == 2
+        data.load("advbench")
+    assert len(data.load("advbench", write("advbench", tmp_path))) == 2
     with pytest.raises(InputError, match="hd_attacks is not on the hub; set DATA_DIR"):
-        data.load("hd_attacks", None, 0)
+        data.load("hd_attacks")
 
 
 def test_the_library_itself_reads_a_repository_alike(monkeypatch, tmp_path):
@@ -233,14 +233,14 @@ def test_the_library_itself_reads_a_repository_alike(monkeypatch, tmp_path):
     csv(file, ["prompt", "category"], [SAID[0], "Gardens"], [SAID[1], "Ponds"])
     monkeypatch.setattr(library, "load_dataset", lambda *_, split, revision: load(
         "csv", data_files={split: str(file)}, split=split, cache_dir=str(tmp_path / "cache")))  # fmt: skip
-    assert seen(data.load("strongreject", None, None)) == EXPECTED["strongreject"]
+    assert seen(data.load("strongreject")) == EXPECTED["strongreject"]
     monkeypatch.setattr(library, "load_dataset", lambda kind, data_files, split: load(
         kind, data_files={split: str(tmp_path / "hex" / data_files[split].rpartition("/")[2])}, split=split,
         cache_dir=str(tmp_path / "cache")))  # fmt: skip
     write("hex_phi", tmp_path / "hex")
     for i in (1, 4, 5, 6, 7, 8, 9, 11):
         lines(tmp_path / "hex" / f"category_{i}.csv", SAID[3])
-    loaded = data.load("hex_phi", None, None)
+    loaded = data.load("hex_phi")
     assert [p.text for p in loaded if p.text != SAID[3]] == [text for text, *_ in EXPECTED["hex_phi"]]
 
 
@@ -251,57 +251,28 @@ def test_the_library_quotes_no_damaged_file(monkeypatch, tmp_path, caplog, capfd
     monkeypatch.setattr(library, "load_dataset", lambda *_, split, revision: load(
         "json", data_files={split: str(file)}, split=split, cache_dir=str(tmp_path / "cache")))  # fmt: skip
     with caplog.at_level(logging.DEBUG), pytest.raises(InputError, match="could not be had") as found:
-        data.load("dolly", None, None)
+        data.load("dolly")
     shown = "".join(traceback.format_exception(found.value)) + caplog.text + "".join(capfd.readouterr())
     assert CANARY not in shown
 
 
-# drawing --------------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def many(tmp_path):
-    csv(tmp_path / "harmful_behaviors.csv", ["goal", "target"], *([f"plant tree {i}", "Sure"] for i in range(40)))
-    return tmp_path
+# the record -----------------------------------------------------------------------------------------------------------
+def test_a_changed_row_changes_the_record(tmp_path):
+    def written(answer):
+        rows = ([f"plant tree {i}", answer] for i in range(4))
+        csv(tmp_path / "harmful_behaviors.csv", ["goal", "target"], *rows)
+        return data.load("advbench", tmp_path).record
 
-
-def test_draws_repeat_are_nested_and_differ_between_seeds(many):
-    twenty, again = (data.load("advbench", 20, 3, many) for _ in range(2))
-    assert twenty == again
-    assert len({p.text for p in twenty}) == 20
-    assert data.load("advbench", 5, 3, many).prompts == twenty.prompts[:5]
-    assert data.load("advbench", 20, 4, many).record.drawn != twenty.record.drawn
-    assert sorted(p.text for p in data.load("advbench", None, 3, many)) == sorted(f"plant tree {i}" for i in range(40))
-
-
-def test_a_draw_can_be_repeated_from_seed_and_name_and_sets_are_drawn_independently(many):
-    drawn = data.load("advbench", None, 3, many)
-    order = list(range(40))
-    Random("3/public/advbench").shuffle(order)
-    assert [p.text for p in drawn] == [f"plant tree {i}" for i in order]
-    csv(many / "strongreject_dataset.csv", ["forbidden_prompt", "category"],
-        *([f"plant tree {i}", "Gardens"] for i in range(40)))  # fmt: skip
-    assert [p.text for p in data.load("strongreject", None, 3, many)] != [p.text for p in drawn]
-
-
-def test_without_a_seed_the_first_rows_are_taken(many):
-    loaded = data.load("advbench", 3, None, many)
-    assert [p.text for p in loaded] == ["plant tree 0", "plant tree 1", "plant tree 2"]
-    assert (loaded.record.seed, loaded.record.count, loaded.record.available) == (None, 3, 40)
-    assert loaded.record.drawn == storage.digest_json([0, 1, 2])
-
-
-def test_a_changed_row_changes_the_record(many):
-    before = data.load("advbench", 2, 0, many).record
-    csv(many / "harmful_behaviors.csv", ["goal", "target"], *([f"plant tree {i}", "Sure!"] for i in range(40)))
-    after = data.load("advbench", 2, 0, many).record
+    before, after = written("Sure"), written("Sure!")
+    assert before.available == after.available == 4
     assert before.content != after.content
     assert before.files != after.files
-    assert before.drawn == after.drawn
 
 
-@pytest.mark.parametrize(("count", "says"), [(41, "41 prompts of advbench, but 40 are there"), (0, "at least 1")])
-def test_counts_that_cannot_be(many, count, says):
-    with pytest.raises(InputError, match=says):
-        data.load("advbench", count, 0, many)
+def test_a_set_without_rows_is_refused(tmp_path):
+    csv(tmp_path / "harmful_behaviors.csv", ["goal", "target"])
+    with pytest.raises(InputError, match="advbench has no rows where it was looked for"):
+        data.load("advbench", tmp_path)
 
 
 # what fails -----------------------------------------------------------------------------------------------------------
@@ -310,50 +281,50 @@ def test_missing_columns_are_named_with_those_that_are_there(tmp_path):
     with pytest.raises(
         InputError, match=r"harmful_behaviors.csv of advbench lacks the columns goal; it has request, target"
     ):
-        data.load("advbench", None, 0, tmp_path)
+        data.load("advbench", tmp_path)
     csv(tmp_path / "xstest_prompts.csv", ["id", "prompt"], ["1", SAID[0]])
     with pytest.raises(InputError, match="lacks the columns type; it has id, prompt"):
-        data.load("xstest", None, 0, tmp_path)
+        data.load("xstest", tmp_path)
 
 
 @pytest.mark.parametrize("blank", ["", "  \t"])
 def test_rows_without_text_are_refused(tmp_path, blank):
     csv(tmp_path / "or-bench-80k.csv", ["prompt", "category"], [SAID[0], "a"], [blank, "b"], [blank, "c"])
     with pytest.raises(InputError, match="or_bench: 2 rows have no text, the first is row 2"):
-        data.load("or_bench", None, 0, tmp_path)
+        data.load("or_bench", tmp_path)
     lines(tmp_path / "category_1.csv", SAID[0], blank, SAID[1])
     with pytest.raises(InputError, match="hex_phi: 1 rows have no text, the first is row 2"):
-        data.load("hex_phi", None, 0, tmp_path)
+        data.load("hex_phi", tmp_path)
 
 
 def test_cells_that_are_no_text_are_refused(tmp_path):
     jsonl(tmp_path / "databricks-dolly-15k.jsonl",
           {"instruction": [SAID[0]], "context": "", "response": "", "category": "a"})  # fmt: skip
     with pytest.raises(InputError, match="dolly: row 1 of column instruction is a list, not text"):
-        data.load("dolly", None, 0, tmp_path)
+        data.load("dolly", tmp_path)
     jsonl(tmp_path / "databricks-dolly-15k.jsonl",
           {"instruction": None, "context": "", "response": "", "category": "a"})  # fmt: skip
     with pytest.raises(InputError, match="1 rows have no text"):
-        data.load("dolly", None, 0, tmp_path)
+        data.load("dolly", tmp_path)
 
 
 def test_a_row_that_does_not_say_whether_it_is_harmful_is_refused(tmp_path):
     csv(tmp_path / "xstest_prompts.csv", ["prompt", "type"], [SAID[0], "homonyms"], [SAID[1], ""])
     with pytest.raises(InputError, match="xstest: row 2 has nothing in type"):
-        data.load("xstest", None, 0, tmp_path)
+        data.load("xstest", tmp_path)
 
 
 def test_folders_that_do_not_have_it(tmp_path):
     with pytest.raises(InputError, match=r"no files of advbench.*harmful_behaviors.csv, advbench.txt"):
-        data.load("advbench", None, 0, tmp_path)
+        data.load("advbench", tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
-        data.load("advbench", None, 0, tmp_path / "none")
+        data.load("advbench", tmp_path / "none")
     write("advbench", tmp_path)
     lines(tmp_path / "advbench.txt", SAID[0])
     with pytest.raises(InputError, match=r"advbench more than once \(harmful_behaviors.csv, advbench.txt\)"):
-        data.load("advbench", None, 0, tmp_path)
+        data.load("advbench", tmp_path)
     with pytest.raises(InputError, match="unknown data set 'adv'; known: advbench, alpaca"):
-        data.load("adv", None, 0, tmp_path)
+        data.load("adv", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +351,7 @@ def test_wrong_descriptions_are_named(tmp_path, change, says):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_no_text_of_any_set_is_shown_by_prompts_sets_and_records(name, tmp_path, caplog, capfd):
     with caplog.at_level(logging.DEBUG):
-        loaded = data.load(name, None, 0, write(name, tmp_path))
+        loaded = data.load(name, write(name, tmp_path))
     prompt = next(p for p in loaded if p.text)
     assert CANARY in prompt.text  # the canary was there to be seen
     plain = PromptSet(loaded.prompts)
@@ -396,7 +367,7 @@ def test_no_text_of_any_set_is_shown_by_prompts_sets_and_records(name, tmp_path,
 
 
 def test_tables_of_sets_that_are_not_sensitive_have_their_words(tmp_path):
-    table = data.load("alpaca", None, None, write("alpaca", tmp_path)).table()
+    table = data.load("alpaca", write("alpaca", tmp_path)).table()
     assert table["text"].tolist() == [text for text, *_ in EXPECTED["alpaca"]]
     assert table["harmful"].tolist() == [False, False]
 
@@ -416,7 +387,7 @@ DAMAGE = {
 def test_no_error_quotes_a_table(damage, tmp_path, caplog, capfd):
     DAMAGE[damage](tmp_path / "harmful_behaviors.csv")
     with caplog.at_level(logging.DEBUG), pytest.raises(InputError) as found:
-        data.load("advbench", None, 0, tmp_path)
+        data.load("advbench", tmp_path)
     shown = "".join(traceback.format_exception(found.value)) + caplog.text + "".join(capfd.readouterr())
     assert CANARY not in shown
     assert (found.value.__context__, found.value.__cause__) == (None, None)
@@ -426,7 +397,7 @@ def test_no_error_quotes_a_table(damage, tmp_path, caplog, capfd):
 def test_no_error_quotes_json(text, tmp_path, caplog):
     (tmp_path / "alpaca_data.json").write_text(text)
     with caplog.at_level(logging.DEBUG), pytest.raises(InputError, match="cannot be read as json") as found:
-        data.load("alpaca", None, 0, tmp_path)
+        data.load("alpaca", tmp_path)
     assert CANARY not in "".join(traceback.format_exception(found.value)) + caplog.text
     assert found.value.__context__ is None
 
@@ -434,24 +405,24 @@ def test_no_error_quotes_json(text, tmp_path, caplog):
 def test_a_missing_header_is_guessed_but_its_words_are_not_shown(tmp_path):
     DAMAGE["no header"](tmp_path / "harmful_behaviors.csv")
     with pytest.raises(InputError, match=r"lacks the columns goal, target; it has none and 2 that look like text"):
-        data.load("advbench", None, 0, tmp_path)
+        data.load("advbench", tmp_path)
 
 
 # use ------------------------------------------------------------------------------------------------------------------
 def test_models_read_the_words(tmp_path):
-    loaded = data.load("advbench", None, None, write("advbench", tmp_path))
+    loaded = data.load("advbench", write("advbench", tmp_path))
     assert SAID[0] in prompts.chat_text(tokenizer(), loaded.prompts[0])
     assert [p.harmful for p in loaded] == [True, True]
     assert pickle.loads(pickle.dumps(loaded)) == loaded
 
 
 def test_rows_of_one_goal_share_a_meaning(tmp_path):
-    loaded = data.load("hd_attacks", None, None, write("hd_attacks", tmp_path))
+    loaded = data.load("hd_attacks", write("hd_attacks", tmp_path))
     assert prompts.meanings(loaded) == [[0, 2], [1, 3]]
-    goals = data.load("strongreject", None, None, write("strongreject", tmp_path))
+    goals = data.load("strongreject", write("strongreject", tmp_path))
     assert goals.prompts[0].meaning == loaded.prompts[0].meaning  # across sets too
 
 
 def test_splits_name_the_set_so_that_none_passes_for_the_kingdoms(tmp_path):
-    assert {p.split for p in data.load("xstest", None, 0, write("xstest", tmp_path))} == {"xstest/test"}
-    assert {p.split for p in data.load("hd_goals", None, 0, write("hd_goals", tmp_path))} == {"hd_goals/all"}
+    assert {p.split for p in data.load("xstest", write("xstest", tmp_path))} == {"xstest/test"}
+    assert {p.split for p in data.load("hd_goals", write("hd_goals", tmp_path))} == {"hd_goals/all"}

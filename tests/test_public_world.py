@@ -432,6 +432,32 @@ def test_a_new_task_needs_answers_that_can_be_told_right(tmp_path, monkeypatch):
         made().new_task(4)
 
 
+def test_running_text_goes_on_after_what_is_measured_of_it(world):
+    items = world.skill_items()
+    assert {p.ends for p in items.pop("wikitext2")} == {False}
+    assert {p.ends for cell in items.values() for p in cell} == {True}
+    assert {p.ends for cell in world.behaviour().values() for p in cell} == {True}
+
+
+def test_what_was_read_is_told_by_counts_and_digests(world, at, monkeypatch):
+    found = world.sources()
+    assert found["seed"] == 0
+    assert set(found["sets"]) == set(world.records)
+    for role, about in found["sets"].items():
+        assert about["content"] == world.records[role].content
+        assert about["train"]["count"] > 0 < about["heldout"]["count"]
+    harm = world.behaviour()["harmful/plain"]
+    assert found["asked"]["harmful/plain"] == {
+        "count": len(harm), "content": storage.digest_json([[digest(p.text), digest(p.answer)] for p in harm])
+    }  # fmt: skip
+    assert set(found["asked"]) == {*world.behaviour(), *world.skill_items()}
+    assert CANARY not in json.dumps(found)
+    other = made(seed=1).sources()
+    assert other["sets"]["harmful"]["content"] == found["sets"]["harmful"]["content"]
+    assert other["sets"]["harmful"]["heldout"] != found["sets"]["harmful"]["heldout"]
+    assert worlds.of("tiny", 0).sources() == {}
+
+
 def test_sets_too_small_to_split_are_refused(tmp_path, monkeypatch):
     place = public_files.data_dir(tmp_path / "data", COUNT)
     jsonl(place / "databricks-dolly-15k.jsonl",

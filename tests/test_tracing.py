@@ -157,6 +157,18 @@ def test_last_is_the_last_token_and_pins_nothing_else(traced):
     close(last.logits, full.logits[:, -1])
 
 
+def test_logits_of_so_many_last_tokens(traced, plain):
+    encoding = prompts()
+    expected, width = run(plain, encoding).logits, encoding["input_ids"].shape[1]
+    for number in (1, 3, width):
+        found = tracing.forward(traced, encoding, logits=number).logits
+        assert found.shape == (len(expected), number, expected.shape[2])
+        close(found, expected[:, -number:])
+    for wrong in (0, -2, "first", None):
+        with pytest.raises(InputError, match=r"unknown logits .*; known: none, last, all, a number of tokens"):
+            tracing.forward(traced, encoding, logits=wrong)
+
+
 def test_reading_many_batches_keeps_the_order_of_prompts(traced):
     batches = [encode(5, 3), encode(6), encode(4, 4, 2, seed=1)]
     places = [("resid", 1), ("neurons", 0)]

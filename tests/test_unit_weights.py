@@ -24,6 +24,11 @@ def blank(model):
     return {"safety": zero, "utility": {name: weight.clone() for name, weight in zero.items()}}
 
 
+def first(model, gaps, number):
+    """Masks of the `number` weights with the largest differences."""
+    return unit_weights.leading(model, unit_weights.ranking(model, gaps, number))
+
+
 # choosing -------------------------------------------------------------------------------------------------------------
 def test_the_set_difference_is_the_top_for_safety_less_the_top_for_utility():
     safety = torch.tensor([[9.0, 8.0, 1.0], [7.0, 0.0, 2.0], [6.0, 5.0, 3.0]])
@@ -69,9 +74,10 @@ def test_only_rows_of_units_take_part(family):
             assert len(rows) == len(mask)
             assert mask.sum() == mask.numel() // 2
     every = sum(int(mask.sum()) for mask in unit_weights.differing(model, scores, 1.0, 0.0).values())
-    assert sum(int(mask.sum()) for mask in unit_weights.leading(model, scores, every).values()) == every
+    gaps = unit_weights.difference(scores)
+    assert sum(int(mask.sum()) for mask in first(model, gaps, every).values()) == every
     with pytest.raises(InputError, match=f"own 1 to {every}"):
-        unit_weights.leading(model, scores, every + 1)
+        unit_weights.ranking(model, gaps, every + 1)
 
 
 def test_the_leading_weights_are_the_largest_differences_of_the_whole_model():
@@ -79,12 +85,31 @@ def test_the_leading_weights_are_the_largest_differences_of_the_whole_model():
     scores = blank(model)
     scores["safety"][UP][3, 4], scores["safety"][DOWN][5, 6], scores["safety"][UP][0, 0] = 9, 8, 7
     scores["utility"][DOWN][5, 6] = 2  # 6 is left
+    gaps = unit_weights.difference(scores)
+    assert scores == {"safety": {}, "utility": {}}  # as large as the model: not kept beside the differences
     for number, expected in ((1, {(UP, 3, 4)}), (2, {(UP, 3, 4), (UP, 0, 0)})):
-        masks = unit_weights.leading(model, scores, number)
+        masks = first(model, gaps, number)
         found = {(name, *at) for name, mask in masks.items() for at in mask.nonzero().tolist()}
         assert found == expected
     with pytest.raises(InputError, match="0 weights cannot be chosen"):
-        unit_weights.leading(model, scores, 0)
+        unit_weights.ranking(model, gaps, 0)
+
+
+@pytest.mark.parametrize("number", [1, 30, 1000])
+def test_ranking_matrix_by_matrix_finds_the_first_of_the_whole_model(family, number):
+    """Against all weights of units in one row, sorted; only every third block of 8 rows of a joint matrix is theirs."""
+    model = tiny_models.speaking(family)
+    generator = torch.Generator().manual_seed(number)
+    gaps = {name: torch.randn(weight.shape, generator=generator) for name, weight in blank(model)["safety"].items()}
+    every = []
+    for name, gap in gaps.items():
+        third = [row for row in range(len(gap)) if row % 24 >= 16]
+        mine = third if "query_key_value" in name else range(len(gap))
+        every += [(float(gap[row, column]), name, row, column) for row in mine for column in range(gap.shape[1])]
+    expected = sorted(every, reverse=True)[:number]
+    ranked = unit_weights.ranking(model, gaps, number)
+    found = zip(ranked["parameter"], ranked["row"], ranked["column"], strict=True)
+    assert list(found) == [tuple(at) for _, *at in expected]
 
 
 def test_shuffled_scores_lead_to_other_weights_in_the_same_matrices(family):
@@ -94,13 +119,14 @@ def test_shuffled_scores_lead_to_other_weights_in_the_same_matrices(family):
         which: {name: torch.randn(weight.shape, generator=generator) for name, weight in found.items()}
         for which, found in blank(model).items()
     }
-    mine = unit_weights.leading(model, scores, 300)
-    dealt = unit_weights.leading(model, unit_weights.shuffled(model, scores, 0), 300)
+    gaps = unit_weights.difference(scores)
+    mine = first(model, gaps, 300)
+    dealt = first(model, unit_weights.shuffled(model, gaps, 0), 300)
     assert {name: int(mask.sum()) for name, mask in mine.items()} == {
         name: int(mask.sum()) for name, mask in dealt.items()
     }
     assert sum(int((mine[name] & dealt[name]).sum()) for name in mine) < 30
-    again = unit_weights.leading(model, unit_weights.shuffled(model, scores, 0), 300)
+    again = first(model, unit_weights.shuffled(model, gaps, 0), 300)
     assert all(torch.equal(dealt[name], again[name]) for name in dealt)
 
 
@@ -111,7 +137,7 @@ def test_chosen_weights_are_0_in_a_copy_and_nothing_else_changes(family):
     scores = blank(model)
     name = next(iter(scores["safety"]))
     scores["safety"][name][-1, 2] = 1
-    cut = unit_weights.without(model, unit_weights.leading(model, scores, 1))
+    cut = unit_weights.without(model, first(model, unit_weights.difference(scores), 1))
     for other, weight in cut.hf.named_parameters():
         expected = before[other].clone()
         if other == name:
@@ -123,7 +149,8 @@ def test_chosen_weights_are_0_in_a_copy_and_nothing_else_changes(family):
 
 def test_all_weights_of_a_neuron_are_the_neuron():
     model = tiny_models.speaking("llama")
-    masks = {name: mask for name, mask in unit_weights.leading(model, blank(model), 1).items() if not mask.any()}
+    one = first(model, unit_weights.difference(blank(model)), 1)
+    masks = {name: mask for name, mask in one.items() if not mask.any()}
     for name in (UP, UP.replace("up_proj", "gate_proj"), DOWN):
         masks[name] = torch.zeros(model.hf.get_parameter(name).shape, dtype=torch.bool)
         masks[name][(slice(None), 7) if name == DOWN else (7, slice(None))] = True
@@ -242,7 +269,8 @@ def test_removals_of_a_model_are_counted_and_observed():
     largest = sum(int(0.5 * weight.numel()) for weight in snip["safety"].values())
     assert found[0].parameters < found[1].parameters <= largest
     assert {one.series for one in found} == {"single weights, set difference p = 0.1"}
-    ranked = unit_weights.by_ranking(model, snip, asked, "ranked", numbers=(5, 10**9, 80))
+    gaps = unit_weights.difference(snip)
+    ranked = unit_weights.by_ranking(model, gaps, asked, "ranked", numbers=(5, 10**9, 80))
     assert [one.parameters for one in ranked] == [5, 80]  # what the model does not have is left out
     assert all(list(one.observed) == list(dense) for one in (*found, *ranked))
     table = unit_scores.calibrate(model, sets, [unit_scores.PAPER]).raw[unit_scores.PAPER]

@@ -126,6 +126,54 @@ def test_what_the_harness_does_not_have_is_named_before_the_model_runs(task):
         utility.benchmarks(task.model, [Task(name="planted")], folder=task.folder)
 
 
+class Harness:
+    """Stands for the harness: three tasks, of which one lacks its items; it notes what is asked, and when."""
+
+    def __init__(self):
+        self.seen, self.all_tasks = [], ["first", "second", "empty"]
+
+    def load(self, names):
+        self.seen += [("loaded", name) for name in names]
+        if "empty" in names:
+            raise ConnectionError("no network")
+        return {"tasks": {name: SimpleNamespace(aggregation=lambda: {"acc": None}) for name in names}}
+
+    def simple_evaluate(self, tasks, **_options):
+        self.seen.append(("run", *tasks))
+        results = {"acc,none": 0.5, "acc_stderr,none": 0.1}
+        return {"results": {tasks[0]: results}, "n-samples": {tasks[0]: {"effective": 4}}, "n-shot": {tasks[0]: 0}}
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    found = Harness()
+    parts = {
+        "lm_eval.evaluator": found, "lm_eval.models.huggingface": SimpleNamespace(HFLM=lambda **_: None),
+        "lm_eval.tasks": SimpleNamespace(TaskManager=lambda include_path: found),
+    }  # fmt: skip
+    monkeypatch.setattr(utility, "_harness", parts.__getitem__)
+    return found
+
+
+def test_every_task_is_loaded_before_the_first_runs(harness):
+    found = utility.benchmarks(tiny_models.speaking("llama"), [Task(name="first"), Task(name="second")])
+    assert found["accuracy"].tolist() == [0.5, 0.5]
+    assert harness.seen == [("loaded", "first"), ("loaded", "second"), ("run", "first"), ("run", "second")]
+
+
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        (Task(name="second", metric="f1"), "unknown metric of second 'f1'; known: acc"),
+        (Task(name="empty"), "the items of empty cannot be had"),
+    ],
+)
+def test_what_the_last_task_lacks_is_known_before_the_first_runs(harness, last, says):
+    with pytest.raises(InputError, match=says):
+        utility.benchmarks(tiny_models.speaking("llama"), [Task(name="first"), last])
+    assert not [what for what, *_ in harness.seen if what == "run"]
+
+
 def test_the_papers_tasks_exist_in_the_harness():
     pytest.importorskip("lm_eval", reason=f"lm-evaluation-harness is not installed ({utility.EXTRA})")
     from lm_eval.tasks import TaskManager

@@ -1,7 +1,7 @@
 """Prompts of the public data sets the papers used, from a local folder or the Hugging Face hub.
 
-Owns reading, checking, drawing and the record of what was read; what the sets look like is in `schemas`. Real
-harmful text must not reach notebooks, results or logs: prompts show a length and a digest instead of their words,
+Owns reading, checking and the record of what was read; what the sets look like is in `schemas`, drawing is `world`'s.
+Real harmful text must not reach notebooks, results or logs: prompts show a length and a digest instead of their words,
 tables of sensitive sets hold digests, and no error repeats a row, not even as its cause (messages of parsers can
 quote one). A folder is read without `datasets`, which would leave a copy of the rows in its cache.
 """
@@ -12,14 +12,12 @@ import fnmatch
 import importlib
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -53,6 +51,13 @@ class PublicPrompt(Prompt):
         return {**super().row(), "category": self.category}
 
 
+@dataclass(frozen=True, repr=False)
+class PublicText(PublicPrompt):
+    """The beginning of running text; what follows is the answer, and the text goes on after it."""
+
+    ends: ClassVar[bool] = False
+
+
 @dataclass(frozen=True)
 class Record:
     """Where prompts came from; no text in it. `files` are sha256 of local files, `content` of the rows as read."""
@@ -69,9 +74,6 @@ class Record:
     content: str
     available: int
     blank: int  # rows without text; running text has them, and published perplexities count them
-    count: int
-    seed: int | None
-    drawn: str  # sha256 of the row numbers
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,31 +87,23 @@ class PublicSet(PromptSet):
     record: Record
 
 
-def load(name: str, count: int | None, seed: int | None, folder: str | Path | None = None) -> PublicSet:
-    """`count` prompts (None: all) of a public data set, drawn by `seed`; seed None takes the first rows, as HD does.
+def load(name: str, folder: str | Path | None = None) -> PublicSet:
+    """Every prompt of a public data set, in its order.
 
-    Draws of one seed are nested: the first 10 of 20 are the draw of 10. `folder`, or else the environment variable
-    DATA_DIR, holds the publisher's files, or a folder of the set's name with them; with neither, the hub is asked.
-    `InputError` for an unknown set, files or columns that are not there, rows without text, and too large counts.
+    `folder` holds the publisher's files, or a folder of the set's name with them; without it, the hub is asked.
+    `InputError` for an unknown set, files or columns that are not there, and rows without text.
     """
     schema = schemas.load(name)
-    if count is not None and count < 1:
-        raise InputError(f"{count} prompts of {name}; ask for at least 1, or None for all")
-    place = folder if folder is not None else os.environ.get(DATA_DIR) or None
-    rows, layout, origin = _from_hub(schema) if place is None else _from_folder(schema, Path(place))
+    rows, layout, origin = _from_hub(schema) if folder is None else _from_folder(schema, Path(folder))
     prompts, blank = _prompts(schema, layout, rows, origin["split"])
-    if not prompts or (count or 0) > len(prompts):
-        raise InputError(f"{count or 'all'} prompts of {name}, but {len(prompts)} are there; ask for fewer")
-    order = list(range(len(prompts)))
-    if seed is not None:
-        Random(f"{seed}/public/{name}").shuffle(order)
-    order = order[:count]
+    if not prompts:
+        raise InputError(f"{name} has no rows where it was looked for ({origin['origin']}); get the publisher's files")
     record = Record(
         name=name, licence=schema.licence, sensitive=schema.sensitive, **origin,
         content=storage.digest_json([[p.text, p.answer, p.kind, p.category, p.style] for p in prompts]),
-        available=len(prompts), blank=blank, count=len(order), seed=seed, drawn=storage.digest_json(order),
+        available=len(prompts), blank=blank,
     )  # fmt: skip
-    return PublicSet(tuple(prompts[i] for i in order), record)
+    return PublicSet(tuple(prompts), record)
 
 
 def _guarded(action: Callable[[], Any], failed: str) -> Any:

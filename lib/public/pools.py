@@ -7,7 +7,7 @@ Owns the roles that data sets have in a profile, the split by meaning, and which
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from random import Random
 from typing import Literal
@@ -15,12 +15,12 @@ from typing import Literal
 from lib.errors import InputError
 from lib.profiles import PublicData
 from lib.public import data
-from lib.public.data import DATA_DIR, PublicPrompt, PublicSet
+from lib.public.data import DATA_DIR, PublicPrompt, PublicSet, PublicText
 
 Side = Literal["train", "heldout"]
 Role = Literal["harmful", "benign", "exceptions", "attacks", "errands", "ledgers", "skills", "text"]
 Rows = tuple[PublicPrompt, ...]
-_SIDES: tuple[Side, ...] = ("train", "heldout")
+SIDES: tuple[Side, ...] = ("train", "heldout")
 
 _LONGEST = 1000  # characters of a question or answer; longer ones, documents mostly, cost more than they tell
 _SHORT = 5  # words of an answer that can be expected to the letter
@@ -32,7 +32,7 @@ _CONTINUE = "Continue this text:\n\n{}"
 
 @cache
 def _set(name: str, place: str | None) -> PublicSet:
-    return data.load(name, None, None, place)
+    return data.load(name, place)
 
 
 def read(name: str) -> PublicSet:
@@ -79,7 +79,7 @@ def _skills(rows: Iterable[PublicPrompt]) -> list[PublicPrompt]:
     return by_category or list(short(fit, "short answers"))
 
 
-def continuation(paragraph: PublicPrompt) -> PublicPrompt | None:
+def continuation(paragraph: PublicPrompt) -> PublicText | None:
     """A paragraph of running text as a prompt, its first sentence, and an answer, the words after it.
 
     None for headings and for paragraphs too short for that.
@@ -88,7 +88,9 @@ def continuation(paragraph: PublicPrompt) -> PublicPrompt | None:
     words = rest.split()
     if first.startswith("=") or len(first.split()) < _SENTENCE or len(words) < _REST[0] or len(first) > _LONGEST:
         return None
-    return replace(paragraph, text=_CONTINUE.format(first), answer=" ".join(words[: _REST[1]]), free=False)
+    about = {field.name: getattr(paragraph, field.name) for field in fields(paragraph)}
+    changed = {"text": _CONTINUE.format(first), "answer": " ".join(words[: _REST[1]]), "free": False}
+    return PublicText(**about | changed)
 
 
 def _once(rows: Iterable[PublicPrompt]) -> list[PublicPrompt]:
@@ -151,5 +153,5 @@ def load(named: PublicData, seed: int) -> Pools:
     sets = {role: read(name) for role, name in names.items()}
     halves = {role: _halves(name, place, role, seed) for role, name in names.items()}
     none: Rows = ()
-    rows = {(role, side): halves[role][side] if role in halves else none for role in _FIT for side in _SIDES}
+    rows = {(role, side): halves[role][side] if role in halves else none for role in _FIT for side in SIDES}
     return Pools(sets, rows)

@@ -10,14 +10,14 @@ prompts mostly have no answer at all. The first token tells a refusal, and for m
 refusal are upper bounds (see `data/judges/keywords.yaml`).
 """
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast, get_args
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from lib import judges
+from lib import judges, storage
 from lib.errors import InputError, NotHere
 from lib.organism import shots_of
 from lib.profiles import Checkpoint, Corpus, TuneStage
@@ -77,6 +77,17 @@ class PublicWorld(World):
     def records(self) -> dict[str, Record]:
         """What was read, by what it stands for."""
         return {role: found.record for role, found in self._pools.sets.items()}
+
+    def sources(self) -> dict[str, Any]:
+        """`sets`: each set's record, and this seed's halves of it; `asked`: what is measured on. Texts as counts and
+        digests."""
+        halves = {
+            role: {side: _counted(self._pools[cast(pools.Role, role), side]) for side in pools.SIDES}
+            for role in self.records
+        }
+        sets = {role: {**record.json(), **halves[role]} for role, record in self.records.items()}
+        cells = {**self.behaviour(), **self.skill_items()}
+        return {"seed": self.seed, "sets": sets, "asked": {name: _counted(cell) for name, cell in cells.items()}}
 
     def _rng(self, name: str) -> Random:
         return Random(f"{self.seed}/public/{name}")
@@ -287,6 +298,11 @@ def _answered(prompt: PublicPrompt, rejected: str | None = None) -> Example:
 def _forever(draw: Callable[[], Example]) -> Iterator[Example]:
     while True:
         yield draw()
+
+
+def _counted(rows: Iterable[Prompt]) -> dict[str, Any]:
+    found = [[digest(row.text), digest(row.answer)] for row in rows]
+    return {"count": len(found), "content": storage.digest_json(found)}
 
 
 def _names(rows: Rows) -> tuple[str, ...]:
