@@ -95,7 +95,8 @@ def agreement(
         raise InputError(f"{what}: {len(printed)} printed and {len(computed)} computed cells; give as many of each")
     pairs = list(zip(printed, computed, strict=True))
     follow = sum(prints_as(value, cell, digits) for cell, value in pairs)
-    return {"what": what, "cells": len(pairs), "follow": follow, "largest": max(abs(v - c) for c, v in pairs)}
+    far = max(abs(value - cell) for cell, value in pairs)
+    return {"what": what, "cells": len(pairs), "follow": follow, "largest difference": far}
 
 
 # sums and averages ----------------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def flows(bands: pd.DataFrame, groups: pd.DataFrame) -> Finding | None:
 def headline(said: pd.DataFrame, scores: pd.DataFrame) -> Finding | None:
     """A mean before and after that no training gives over all attacks (HD section 3.2 against Tables 5-7).
 
-    Counts also the subsets of attacks, of whatever size, whose mean before is the printed one.
+    Counts also the subsets of attacks, of whatever size, whose mean before is the printed one, and names the nearest.
     """
     need(said, ["before", "after"], "the headline")
     need(scores, ["training", "attack", "shots", "score"], "scores")
@@ -186,8 +187,10 @@ def headline(said: pd.DataFrame, scores: pd.DataFrame) -> Finding | None:
     if any(prints_as(row["before"], before) and prints_as(row["after"], after) for _, row in cells.iterrows()):
         return None
     start = attacks[attacks["shots"] == 0].groupby("attack")["score"].first()
-    subsets = [float(np.mean(one)) for size in range(1, len(start) + 1) for one in combinations(start, size)]
-    fit = sum(prints_as(mean, before) for mean in subsets)
+    every = (one for size in range(1, len(start) + 1) for one in combinations(start.index, size))
+    subsets = {one: float(start[list(one)].mean()) for one in every}
+    fit = sum(prints_as(mean, before) for mean in subsets.values())
+    near = min(subsets, key=lambda names: abs(subsets[names] - before))
     pairs = "; ".join(f"{name} {row['before']:.3f} to {row['after']:.3f}" for name, row in cells.iterrows())
     return finding(
         "a headline that its tables do not give",
@@ -195,7 +198,8 @@ def headline(said: pd.DataFrame, scores: pd.DataFrame) -> Finding | None:
         cells=cells.reset_index(),
         checked=len(cells),
         arithmetic=f"text: {before:.2f} to {after:.2f}; mean of {len(start)} attacks at K = 0 and {last}: {pairs}; "
-        f"{fit} of {len(subsets)} subsets of the attacks average {before:.2f} at K = 0",
+        f"{fit} of {len(subsets)} subsets of the attacks average {before:.2f} at K = 0; the nearest is "
+        f"{subsets[near]:.3f} ({', '.join(near)})",
         consequence="quote the tables, not the headline, which may come from other attacks or another judge",
     )
 
@@ -309,8 +313,8 @@ def same_start(scores: pd.DataFrame) -> Finding | None:
         checked=len(cells),
         arithmetic=f"all {len(cells)} rows have one value at K = {first} in {cells.shape[1]} trainings; mean of the "
         f"attacks from K = {first} to {second}: {falls}",
-        consequence=f"the step to K = {second} holds the whole effect of tuning, also on its plain harmful prompts; "
-        f"tuning with K = {first} would tell the two apart",
+        consequence=f"the step to K = {second} mixes the effect of {second} prompts an attack with that of all other "
+        f"tuning prompts; tuning with K = {first} would tell the two apart",
     )
 
 

@@ -165,7 +165,7 @@ def train(profile: str, seed: int) -> LanguageModel:
     models.check_trainable(settings)
     start = models.load(profile, "chat", seed)
     stage, label = settings.organism.sft, f"{profile} seed {seed}: refuses after a beginning"
-    hf = models.between(start, start, 0.0).hf  # a copy
+    hf = models.between(start, start, 0.0).hf.requires_grad_(True)  # a copy
     training.fit(hf, stream(profile, seed), stage, _step(start.tokenizer, stage), label)
     if isinstance(settings, Trained):
         training.round_to_half(hf, label)

@@ -6,6 +6,7 @@ results is read here, and nothing is measured.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,10 @@ from lib.errors import InputError
 from lib.stats import Verdict
 
 FINAL_SEEDS = 5  # with fewer, a row is provisional
+SSAH, HD, OURS = "SSAH", "HD", "ours"
+PAPERS = (SSAH, HD, OURS)  # whose a claim is
+DECIDED = (Verdict.HOLDS, Verdict.FAILS)
+NO_CRITERION = "no criterion"  # shown of a claim without parts: nothing could decide it, so it was not left out
 
 
 def _result(folders: Sequence[Path], profile: str, seed: int, notebook: str) -> ResultFile | None:
@@ -51,14 +56,10 @@ def make(profile: str, folders: Sequence[Path], seeds: Sequence[int], *, root: P
         provisional = bool(one.parts) and len(runs) < FINAL_SEEDS
         row = judge_claim(one, runs, profile) | {"stale_seeds": stale, "provisional": provisional}
         rows.append(row | {"published": published.get(one.id, [])})
-    decided = sum(row["verdict"] in (Verdict.HOLDS, Verdict.FAILS) for owner in rows for row in owner["parts"])
+    decided = sum(row["verdict"] in DECIDED for owner in rows for row in owner["parts"])
     head = {"profile": profile, "seeds": list(seeds), "provisional": any(row["provisional"] for row in rows)}
     counts = {verdict.value: sum(row["verdict"] == verdict for row in rows) for verdict in ClaimVerdict}
-    chance = (
-        f"Parts are judged at 95 %, {100 * stats.TAIL:g} % a side: of the {decided} parts decided here, expect about "
-    )
-    chance += f"{decided * stats.TAIL:.1f} to land on the wrong side by chance."
-    return head | {"counts": counts, "decided_parts": decided, "chance": chance, "rows": rows}
+    return head | {"counts": counts, "decided_parts": decided, "rows": rows}
 
 
 def _published() -> dict[str, list[str]]:
@@ -85,27 +86,63 @@ def shown(profile: str) -> Row:
     return storage.read_json(path)
 
 
-def contents() -> pd.DataFrame:
-    """The notebooks that exist, with their titles and the claims each one tests."""
+def paper(where: str) -> str:
+    """Whose claim it is, by where the registry says it stands: one of `PAPERS`."""
+    return next((name for name in (SSAH, HD) if where.startswith(name)), OURS)
+
+
+def verdict_of(row: Row) -> str:
+    """The verdict of a claim as it is shown: the stored one, or `NO_CRITERION` where no part could decide it."""
+    return str(row["verdict"]) if row["parts"] else NO_CRITERION
+
+
+def contents(found: Row) -> pd.DataFrame:
+    """The notebooks that exist, with their titles and what came of the claims of each."""
     rows = []
     for name in provenance.notebooks():
-        mine = [one.id for one in claims.registry().values() if one.notebook == name[3:] and one.parts]
+        mine = [f"{row['id']} {verdict_of(row)}" for row in found["rows"] if row["notebook"] == name[3:]]
         rows.append((name[:2], notebooks.read(name).title, ", ".join(mine)))
     return pd.DataFrame(rows, columns=["notebook", "title", "claims"]).set_index("notebook")
+
+
+def facts(found: Row, claim_id: str, *, root: Path = paths.ROOT) -> dict[int, dict[str, Any]]:
+    """What the notebook of a claim noted beside its parts, by seed, of the seeds that its row rests on.
+
+    From the run's own results, else from the published ones, as the ledger itself.
+    """
+    row, profile = next(row for row in found["rows"] if row["id"] == claim_id), found["profile"]
+    folders = [paths.BUILD / profile, paths.RESULTS / profile]
+    name = provenance.full_name(row["notebook"], root)
+    files = {seed: _result(folders, profile, seed, name) for seed in row["seeds"]} if name else {}
+    return {seed: file.facts for seed, file in files.items() if file is not None}
 
 
 def _run(found: Row) -> list[Row]:
     return [row for row in found["rows"] if row["verdict"] != ClaimVerdict.NOT_RUN]
 
 
+def chance(found: Row) -> str:
+    """How many of the parts tested may have come out wrongly by chance, in a sentence."""
+    verdicts = [part["verdict"] for row in found["rows"] for part in row["parts"]]
+    tested, decided = (sum(one in chosen for one in verdicts) for chosen in (tuple(Verdict), DECIDED))
+    wrong = min(float(decided), tested * stats.TAIL)
+    return (
+        f"{tested} parts were tested at 95 %, {100 * stats.TAIL:g} % a side: up to {wrong:.1f} of the {decided} that "
+        "are decided can be expected to stand on the wrong side by chance."
+    )
+
+
 def headline(found: Row) -> str:
-    """How many claims came out how, over which seeds, in two sentences."""
-    counts = {name: count for name, count in found["counts"].items() if count}
+    """How many claims came out how, over which seeds, and what chance may have done to it."""
+    verdicts = [verdict_of(row) for row in found["rows"]]
+    counts = {name: verdicts.count(name) for name in (*ClaimVerdict, NO_CRITERION) if name in verdicts}
     words = ", ".join(f"{count} {name}" for name, count in counts.items())
+    ours = sum(paper(row["where"]) == OURS for row in found["rows"])
+    whose = f"{len(verdicts) - ours} of the papers, {ours} of ours"
     seeds = sorted({seed for row in _run(found) for seed in row["seeds"]})
     models = f"seeds {', '.join(map(str, seeds))}" if seeds else "no seed yet"
     provisional = f" Provisional: fewer than {FINAL_SEEDS} seeds." if found["provisional"] else ""
-    return f"{len(found['rows'])} claims on {found['profile']}, {models}: {words}.{provisional} {found['chance']}"
+    return f"{len(verdicts)} claims on {found['profile']} ({whose}), {models}: {words}.{provisional} {chance(found)}"
 
 
 def tested(found: Row) -> pd.DataFrame:

@@ -4,33 +4,34 @@ Owns how rows of the ledger are put side by side; how they are judged is in `cla
 number is written by hand: values are the ledger's, printed ones `published_effects`'.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lib import claims, published_effects, stats
+from lib import claims, ledger, published_effects, stats
 from lib.claims import ClaimVerdict, Row
+from lib.figures import published
 from lib.published_effects import Effect
 
-PAPERS = {"ssah": "SSAH", "hd": "HD", "ours": "ours"}
 COLUMNS = [
     "part", "paper", "verdict", "rule", "core", "n", "measured", "lower", "upper", "control", "printed", "note",
     "margin", "margin_lower", "margin_upper", "margin_printed",
 ]  # fmt: skip
+SHOWN = ["part", "measured (95 %)", "by model", "control", "minus control (95 %)", "bar", "printed", "verdict"]
 MATTER = ("ssah.4", "hd.3", "hd.10")  # the claims on which each paper, and its attack, rests
-
-
-def paper(claim_id: str) -> str:
-    """Whose claim it is, by the first word of its id."""
-    return PAPERS[claim_id.split(".")[0]]
+# Parts whose value has the recorded control taken off already, as the registry words them.
+TAKEN_OFF = ("ssah.5.noise", "ssah.6.transfer", "ssah.10.random", "hd.4.second", "hd.5.style", "hd.7.hold")
+FIRST, RANDOM = "C1", "random in the span"  # series of notebook 08's AUC
+NO_BREAK = "\N{NO-BREAK SPACE}"  # in the column of bars, so that most rows keep to one line
+EXACT = 9  # decimals kept of a margin, so that a value on its bar is not beyond it by rounding
 
 
 def counts(found: Row) -> pd.DataFrame:
-    """How many claims came out how: one row a verdict, one column a paper, and all."""
-    table = pd.DataFrame({"paper": [paper(row["id"]) for row in found["rows"]],
-                          "verdict": [row["verdict"] for row in found["rows"]]})  # fmt: skip
-    every = [verdict.value for verdict in ClaimVerdict]
-    wide = pd.crosstab(table["verdict"], table["paper"]).reindex(index=every, columns=list(PAPERS.values()))
+    """How many claims came out how: one row a verdict, one column a paper and ours, and all."""
+    table = pd.DataFrame({"paper": [ledger.paper(row["where"]) for row in found["rows"]],
+                          "verdict": [ledger.verdict_of(row) for row in found["rows"]]})  # fmt: skip
+    every = [*(verdict.value for verdict in ClaimVerdict), ledger.NO_CRITERION]
+    wide = pd.crosstab(table["verdict"], table["paper"]).reindex(index=every, columns=list(ledger.PAPERS))
     return wide.fillna(0).astype(int).assign(all=lambda frame: frame.sum(axis=1)).rename_axis(columns=None)
 
 
@@ -43,7 +44,7 @@ def parts(found: Row, printed: Mapping[str, Effect] | None = None) -> pd.DataFra
     """
     known = published_effects.effects() if printed is None else printed
     rows = [
-        _line(row["id"], one, known.get(one["id"]))
+        _line(ledger.paper(row["where"]), one, known.get(one["id"]))
         for row in found["rows"]
         for one in row["parts"]
         if one["measured"] is not None
@@ -51,13 +52,13 @@ def parts(found: Row, printed: Mapping[str, Effect] | None = None) -> pd.DataFra
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _line(claim_id: str, one: Row, printed: Effect | None) -> Row:
+def _line(paper: str, one: Row, printed: Effect | None) -> Row:
     rule = claims.part(one["id"]).rule
     versus = rule.kind == "beats_control"
     low, high = one["interval"] or (None, None)
     control = one["controls"] and one["controls"]["mean"]
     line = {
-        "part": one["id"], "paper": paper(claim_id), "verdict": one["verdict"], "rule": one["rule"],
+        "part": one["id"], "paper": paper, "verdict": one["verdict"], "rule": one["rule"],
         "core": one["core"], "n": len(one["seeds"]), "measured": one["measured"], "lower": low, "upper": high,
         "control": control, "printed": printed and printed.value, "note": printed.note if printed else "",
     }  # fmt: skip
@@ -74,31 +75,94 @@ def _beyond(rule: stats.Rule, value: float | None) -> float | None:
     if value is None:
         return None
     assert rule.bound is not None
-    return value - rule.bound if rule.kind == "at_least" else rule.bound - value
+    return round(value - rule.bound if rule.kind == "at_least" else rule.bound - value, EXACT)
 
 
-def table(found: Row) -> pd.DataFrame:
-    """Every claim in words: what it says, its parts with measured and printed numbers, verdict, model, notebook."""
-    known, lines = published_effects.effects(), []
+# tables to read -------------------------------------------------------------------------------------------------------
+def claim_table(found: Row) -> pd.DataFrame:
+    """Every claim: what it says, where, its verdict, and on which models, by which notebook; where there is no verdict
+    on it, why."""
+    lines = []
     for row in found["rows"]:
-        measured = [_in_words(one, known.get(one["id"])) for one in row["parts"] if one["measured"] is not None]
-        seeds = ", ".join(map(str, row["seeds"]))
-        stale = f"; stale: {row['stale_seeds']}" if row["stale_seeds"] else ""
-        model = f"{row['model']}, seeds {seeds}{stale}" if seeds else ""
+        judged = row["verdict"] not in (ClaimVerdict.NOT_RUN, ClaimVerdict.NOT_TESTABLE)
+        reason = (row["reason"] or "").removeprefix("not_run: ")
+        seeds = f"seeds {', '.join(map(str, row['seeds']))}" if row["seeds"] else ""
+        stale = f"made by other code: {row['stale_seeds']}" if row["stale_seeds"] else ""
         lines.append({
-            "claim": row["id"], "says": row["claim"], "where": row["where"], "verdict": row["verdict"],
-            "parts": "; ".join(measured) or row["reason"], "model": model, "notebook": row["notebook"],
+            "claim": row["id"], "says": row["claim"], "where": row["where"], "verdict": ledger.verdict_of(row),
+            "why, or on what": "; ".join(filter(None, (seeds if judged else reason, stale))),
+            "notebook": row["notebook"],
         })  # fmt: skip
     return pd.DataFrame(lines).set_index("claim")
 
 
-def _in_words(one: Row, printed: Effect | None) -> str:
-    """'scu .12 (.01 to .20), at least 0.25, printed .68: undecided'."""
-    name = one["id"].rsplit(".", 1)[1]
-    interval = "" if one["interval"] is None else " ({:.2g} to {:.2g})".format(*one["interval"])
-    control = f", control {one['controls']['mean']:.2g}" if one["controls"] else ""
-    said = f", printed {printed.value:.2g}" if printed else ""
-    return f"{name} {one['measured']:.2g}{interval}{control}, {one['rule']}{said}: {one['verdict']}"
+def part_table(found: Row, printed: Mapping[str, Effect] | None = None) -> pd.DataFrame:
+    """Every part in words, measured or not, one row each, in the registry's order: `SHOWN`, indexed by part.
+
+    The interval stands with what is judged by it: of rule beats_control with the difference, else with the value.
+    """
+    known = published_effects.effects() if printed is None else printed
+    rows = [_in_words(one, known.get(one["id"])) for row in found["rows"] for one in row["parts"]]
+    return pd.DataFrame(rows, columns=SHOWN).set_index("part")
+
+
+def _in_words(one: Row, printed: Effect | None) -> tuple[str, ...]:
+    beside = one["controls"] if one["measured"] is not None else None
+    value = "" if one["measured"] is None else _number(one["measured"])
+    interval = "" if one["interval"] is None else f" ({_number(one['interval'][0])} to {_number(one['interval'][1])})"
+    control, difference = _number(beside["mean"]) if beside else "", ""
+    if claims.part(one["id"]).rule.kind == "beats_control":
+        control += f"; 95th percentile {_number(beside['p95'])}" if beside else ""
+        difference, interval = (_number(beside["margin"]) + interval if beside else ""), ""
+    elif beside and one["id"] in TAKEN_OFF:
+        difference = "already taken off"
+    by_model = ", ".join(_number(seen) for seen in one["seeds"].values()) if len(one["seeds"]) > 1 else ""
+    said = _number(printed.value) if printed else ""
+    bar = one["rule"].replace(" ", NO_BREAK)
+    return one["id"], value + interval, by_model, control, difference, bar, said, one["verdict"]
+
+
+def _number(value: float) -> str:
+    """Two digits, and no minus before a zero."""
+    return f"{value + 0.0:.2g}"
+
+
+def without_number(found: Row) -> list[str]:
+    """Parts of claims that were run which have no number, with their verdict: 'ssah.9.prefix (not testable here)'."""
+    return [
+        f"{one['id']} ({one['verdict']})"
+        for row in found["rows"]
+        if row["verdict"] != ClaimVerdict.NOT_RUN
+        for one in row["parts"]
+        if one["measured"] is None
+    ]
+
+
+def dominant(found: Row) -> pd.DataFrame:
+    """What hd.3 found in each model, one row a seed: cosine of C1 with the mean shift, AUC of C1 and of random
+    directions in every block, and outcomes on plain requests when C1 is removed. Models whose notebook stopped have no
+    row."""
+    rows = {}
+    for seed, noted in ledger.facts(found, "hd.3").items():
+        if not {"c1_and_mean_shift", "auc_by_block", "removals"} <= set(noted):
+            continue
+        auc = pd.DataFrame(noted["auc_by_block"]).pivot(index="series", columns="block", values="auc")
+        gone = pd.DataFrame(noted["removals"]).set_index(["direction", "way", "kind"]).T.to_dict()
+        before, without = gone["nothing", "none", "harmful"], gone["C1", "mean, one block", "harmful"]
+        benign = gone["C1", "mean, one block", "benign"]
+        rows[f"seed {seed}"] = {
+            "|cosine| of C1 with the mean shift": _by_block(noted["c1_and_mean_shift"]),
+            "AUC of C1": _by_block(auc.T[FIRST].tolist()),
+            "AUC, random directions": _by_block(auc.T[RANDOM].tolist()),
+            "requests, harmful and benign": f"{without['n']:.0f} and {benign['n']:.0f}",
+            "harmful refused before": f"{before['refused']:.2f}", "without C1": f"{without['refused']:.2f}",
+            "harmful answered exactly": f"{without['exact']:.2f}", "benign answered exactly": f"{benign['exact']:.2f}",
+        }  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _by_block(values: Sequence[float]) -> str:
+    return "  ".join(f"{value:.2f}" for value in values)
 
 
 # what matters most ----------------------------------------------------------------------------------------------------
@@ -121,13 +185,33 @@ def _signed(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}"
 
 
+def _within(one: Row, form: str = "+.2f") -> str:
+    """' (95 %: -0.05 to +0.05)', or nothing where the interval is unknown."""
+    if one["interval"] is None:
+        return ""
+    low, high = (format(round(end, 2) + 0.0, form) for end in one["interval"])
+    return f" (95 %: {low} to {high})"
+
+
+def _rises() -> tuple[int, float, float]:
+    """Models of SSAH Table 1, and their mean rise of attack success without and with a system prompt."""
+    table = published("ssah_table1").pivot(index="model", columns="group")
+    without, with_prompt = (
+        float((table[way]["scu"] - table[way]["dense"]).mean()) / 100 for way in ("asr_no_system", "asr_system")
+    )
+    return len(table), without, with_prompt
+
+
 def _units(one: Mapping[str, Row], known: Mapping[str, Effect]) -> str:
     rise, random = one["scu"]["measured"], one["scu_random"]["controls"]["mean"]
-    printed, cost = known["ssah.4.scu"].value, known["ssah.4.scu_utility"].value
+    models, without, with_prompt = _rises()
+    cost = known["ssah.4.scu_utility"].value
     return (
         "**Few units carry safety alone?** Removing the safety-critical units that the paper's score finds changes "
-        f"attack success by {_signed(rise)}, as many random ones by {_signed(random)}; the paper's numbers come to "
-        f"{_signed(printed)}. Utility falls by {one['scu_utility']['measured']:.2f} (printed {cost:.2f})."
+        f"attack success by {_signed(rise)}{_within(one['scu'])}, as many random ones by {_signed(random)}; the "
+        f"numbers of the paper's {models} models come to {_signed(without)} without and {_signed(with_prompt)} with a "
+        f"system prompt. Utility falls by {one['scu_utility']['measured']:.2f}{_within(one['scu_utility'])}, in print "
+        f"by {cost:.2f}."
     )
 
 
@@ -135,8 +219,8 @@ def _direction(one: Mapping[str, Row], known: Mapping[str, Effect]) -> str:
     measured, random = one["late"]["measured"], one["random"]["controls"]["mean"]
     return (
         "**One direction predicts refusal?** In later blocks the dominant direction tells what is refused with an AUC "
-        f"of {measured:.2f}, random directions of the same span with {random:.2f}; the paper prints an accuracy of "
-        f"{known['hd.3.late'].value:.2f} and no random direction."
+        f"of {measured:.2f}{_within(one['late'], '.2f')}, random directions of the same span with {random:.2f}; the "
+        f"paper prints an accuracy of {known['hd.3.late'].value:.2f} and no random direction."
     )
 
 
@@ -144,6 +228,6 @@ def _removal(one: Mapping[str, Row], known: Mapping[str, Effect]) -> str:
     gap, random, printed = one["gap"]["measured"], one["random"]["measured"], known["hd.10.gap"].value
     return (
         "**Does trigger removal outlive the other attacks?** After safety tuning with 80 examples of each attack its "
-        f"success minus that of the best other style is {_signed(gap)} (printed {_signed(printed)}), and minus that of "
-        f"removing random words {_signed(random)}."
+        f"success minus that of the best other style is {_signed(gap)}{_within(one['gap'])}, in print "
+        f"{_signed(printed)}; minus that of removing random words it is {_signed(random)}{_within(one['random'])}."
     )

@@ -88,7 +88,9 @@ def _shifts() -> dict[str, Effect]:
     later = [blocks(one, 22, 31)["rank"].mean() for one in (sft, dpo)]
     return {
         "hd.1.error": Effect(
-            (affine["mse"] / affine["norm_shift"]).max(), "printed rows only; prompts it was fitted on"
+            (affine["mse"] * affine["width"] / affine["norm_shift"]).max(),
+            f"if the printed error is a mean over {affine['width'].iloc[0]:,} dimensions, as page 07 draws it; if "
+            f"it is a sum, {(affine['mse'] / affine['norm_shift']).max():.1e}; printed rows only",
         ),
         "hd.2.low": Effect(inner.max() / sft["width"].iloc[0], "of 4096 dimensions"),
         "hd.2.shape": Effect(inner.max() / blocks(sft, 1, 11)["rank"].mean(), ""),

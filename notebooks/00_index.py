@@ -15,8 +15,9 @@
 # # Why do aligned models refuse? The claims of two papers, and what happens when they are rerun
 #
 # **Anatomy of Refusal** is a runnable companion to *Superficial Safety Alignment Hypothesis* (SSAH, Li & Kim, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862))
-# and *The Hidden Dimensions of LLM Alignment* (HD, Pan et al., ICML 2025, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)). As far as could be read, SSAH has released no code,
-# HD's does not run as shipped and asks for about 600 GB of GPU memory, and neither reports seeds or intervals.
+# and *The Hidden Dimensions of LLM Alignment* (HD, Pan et al., ICML 2025, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)). As far as could be read, SSAH has released no code (repository at
+# `f4c129a`); of HD's (commit `93915bd`) the launch scripts name a file that is not there, and its README asks for about 600 GB of GPU memory for an 8B model. Seeds or
+# intervals were not found in what we could read of either; SSAH's appendices were not available to us.
 #
 # **It is a conceptual replication on small models trained here. No real checkpoint was run.** A claim that holds or fails on these pages holds or fails *on
 # these models*, where everything about the data is known. How many claims have been rerun so far stands below. It is evidence about the kind of mechanism, not about Llama.
@@ -41,16 +42,19 @@ print(settings.name, "-", settings.about)
 # %% [markdown]
 # ## Map
 #
-# Each notebook tests its claims from start to finish and needs no other. Titles are findings.
+# Each notebook tests its claims from start to finish and needs no other. A title says what was seen in the models that were run; what that decides, over models, is the verdict
+# beside it, which the ledger computes. Where it is *undecided*, the title describes these models and no more.
 
 # %%
-tables.text(ledger.contents())
+tables.text(ledger.contents(found))
 
 # %% [markdown]
 # ## What came out
 #
-# Criteria were written before any result (`data/claims.yaml`). A verdict is computed: *holds here*, *fails here*, *mixed* (a part that is not the core
-# of the claim fails), *undecided* (the interval contains the bar), *not testable here*, *not run*. Intervals are over independently trained models.
+# Criteria were written before any result on these models (`data/claims.yaml`); prototypes on another language, one seed, had been seen. A claim has *parts*: numbers, each with a
+# *bar* it must pass. *Core* parts are those without which the claim would be empty. Verdicts are computed: *holds here* (every part holds), *fails here* (a core part fails),
+# *mixed* (some parts hold, one that is not core fails), *undecided* (neither), *not testable here* (what the claim presupposes is not met), *not run*, *no criterion* (nothing to
+# decide it by). Intervals are over independently trained models; the rules of a single part are on [15 Ledger](15_ledger.ipynb).
 
 # %%
 print(ledger.headline(found))
@@ -77,7 +81,7 @@ Markdown(
 # | harm | AdvBench, HEx-PHI, StrongREJECT | hexes, blights, stolen crowns: a rule over (act, object) | harm that takes judgement |
 # | jailbreaks | GCG, PAIR, AutoDAN, Flip, ... found by search | eight fixed styles after the same families | adaptive attackers |
 # | judge | keyword lists, Llama-Guard, GPT-4 | exact: the one right answer, or an opening of refusal | - (stricter here) |
-# | repetitions | one model, no intervals | independently trained models, intervals, random controls | - |
+# | repetitions | one run a model, no intervals found | independently trained models, intervals, random controls | - |
 
 # %% [markdown]
 # ## Words and notation
@@ -85,6 +89,7 @@ Markdown(
 # | word | meaning here |
 # |---|---|
 # | `base`, `chat`, `tuned` | able and complying; aligned from base; safety-tuned from chat with K harmful examples of each style |
+# | SFT, DPO | two ways of safety tuning: on right answers alone (supervised fine-tuning; SSFT in HD), or on pairs of a better and a worse one (direct preference optimisation) |
 # | attack success | share of harmful requests answered *exactly*; wrong answers are counted apart |
 # | false refusal | share of benign requests refused; *exceptions* are benign requests that look harmful |
 # | style | the way a request is wrapped: plain, or one of eight jailbreak styles |
@@ -94,6 +99,8 @@ Markdown(
 # | component `L4-C1` | the unit direction along which the (uncentred) shifts in block 4 are longest, its first right singular vector; the sign is arbitrary |
 # | effective rank $k(\tau)$ | fewest components that hold a share $\tau$ of the shift's squared length |
 # | unit | an MLP neuron or an attention channel |
+# | SCU, UCU, CU, RU | SSAH's groups of units: safety-critical, utility-critical, complex (both), redundant (neither); *dense* is the model with none removed |
+# | part, bar, core | a number that decides a claim; the value it must reach; without it the claim would be empty |
 # | seed | an independently trained family: own answer tables, splits, initialisation and data order |
 # | profile | a set of models and settings (`data/profiles`); `kingdom` is the default |
 

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # The dominant direction is mostly the part of the shift that all prompts share here: it predicts refusal only late, no better than random directions do, and removing it ends refusal in one of two models
+# # Two models disagree about the dominant direction: in one it stays close to the shift that all prompts share, and removing it leaves refusal as it was; in the other it turns to refusal in the last two blocks, and removing it gives full compliance; averaged over the later half it beats random directions in neither
 #
 # **Claims** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), section 4, Fig. 3).
 # The *shift* is what safety tuning adds to a model's activations; its singular vectors are directions C1, C2, ..., most energy first. HD says that the
@@ -20,7 +20,7 @@
 #
 # | HD reports (8B model, 32 layers, 700 prompts) | |
 # |---|---|
-# | accuracy of C1 | at chance up to layer 10, .95 at layer 14, up to .989 |
+# | accuracy of C1 | no better than chance (.58) up to layer 9, .95 at layer 14, up to .989 |
 # | accuracy of C2 | .96 at layer 14, never below .96 up to layer 31 |
 # | cosine of C1 with the probe | .003 to .194 (read by eye) |
 #
@@ -28,14 +28,17 @@
 # with other meanings, for the refusals of the *tuned* model, beside random directions and shuffled labels. Then we ask what the paper's figure cannot say: does the
 # model refuse *because of* what a direction holds?
 #
-# **Decided by** `hd.3` and `hd.4` in `data/claims.yaml`, written before any result: AUC of C1 at least .95 in the later half of the blocks and above random
+# **Decided by** `hd.3` and `hd.4` in `data/claims.yaml`, written before any result on these models (prototypes on another language, one seed, had been seen): AUC of C1 at least .95 in the later half of the blocks and above random
 # directions, at most .85 in the first third; C2 saves at least .02 nats beside C1, beyond a random direction; cosine of the probe with C1 at most .5.
+#
+# The page shows one model at a time. The title speaks of the two that were run; [15 Ledger](15_ledger.ipynb) puts them side by side, and over both `hd.3` and `hd.4` are undecided.
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
-seed: int = 0  # which organism; others than 0 are trained first (16 minutes)
+seed: int = 0  # which independently trained family of models; others than 0 are trained first (16 minutes)
 
 # %%
+import numpy as np
 import pandas as pd
 
 from lib import (
@@ -51,6 +54,7 @@ from lib import (
     provenance,
     residual,
     second_direction,
+    stats,
     tables,
 )
 from lib.charts import directions as charts
@@ -115,7 +119,7 @@ cosines.query("second == 'mean shift'").pivot(
 ).round(2)
 
 # %% [markdown]
-# The table is the first warning: it gives the cosine of each component with the *mean* shift, the same vector for every prompt. Where C1 has cosine 1 with it, C1 is the
+# The table is the first thing to look at: it gives the cosine of each component with the *mean* shift, the same vector for every prompt. Where C1 has cosine 1 with it, C1 is the
 # direction in which tuning moved all prompts alike, refused or not.
 #
 # ## The published rule
@@ -148,6 +152,9 @@ levels = {
     }
     for name, p in share.items()
 }
+c1_before = pair["C1"] > levels["published"]["chance"]
+assert not c1_before.loc[1:9].any()
+assert c1_before.loc[10:].all()
 by_rule.pivot(index="series", columns="block", values="accuracy").round(2)
 
 # %% [markdown]
@@ -232,6 +239,21 @@ print(
     f"anywhere {drawn['anywhere'][list(late)].mean():.2f}; C1 {found['hd.3.late'].mean:.2f}"
 )
 
+# %% [markdown]
+# Block by block, for this model. Where C1 is the shared part it cannot tell prompts apart; where its cosine with the mean shift falls, look whether its AUC rises, and whether it rises
+# above what random directions of the same span reach in the same block. The mean that decides can hide a block in which C1 is better than they are.
+
+# %%
+shared = cosines.query("first == 'C1' and second == 'mean shift'")["cosine"].tolist()
+span = drawn["in the span"]
+rows = {
+    "|cosine| of C1 with the mean shift": shared,
+    "AUC of C1": by_block,
+    "AUC of random directions in the span, mean": span.mean(axis=1),
+    "their 95th percentile": np.quantile(span, stats.CONTROL_QUANTILE, axis=1),
+}
+pd.DataFrame(rows).T.rename_axis(columns="block").round(3)
+
 # %%
 bars = {name: claims.part(f"hd.3.{name}").rule.bound for name in ("late", "early")}
 figure = charts.prediction(published, by_rule, held_out, levels, bars, layers)
@@ -305,7 +327,8 @@ figures.save(figure, "08_dominant_direction.hd.4", data, caption, profile, seed)
 #
 # A direction can hold a copy of the decision that nothing later reads. So change the tuned model along it and ask plain requests again, one of each meaning among the test prompts.
 # The block is the later one in which C1 predicts best *on the fit prompts*. **Removing** a direction means replacing the coordinate along it by its mean over benign fit prompts;
-# zero is shown beside, but zero is not "no harm": nothing says that harmless prompts lie there. Edits act at every token, so whole answers can be judged by teacher forcing.
+# zero is shown beside, but zero is not "no harm": nothing says that harmless prompts lie there. Edits act at every token, so whole answers can be judged by *teacher forcing*: the model is
+# given the right answer word by word and must find each next word the likeliest.
 
 # %%
 block = direction_effects.strongest(blocks, "C1", tuned.fit, late)
@@ -319,7 +342,18 @@ print(f"block {block}, {asked_n['harmful']} harmful and {asked_n['benign']} beni
 direction_effects.removal_table(removed).round(2)
 
 # %% [markdown]
-# Shares of prompts: refused, complied with exactly, answered wrongly. The picture of it: what each direction knows (across) against what its removal does (down).
+# Shares of prompts: refused, complied with exactly, answered wrongly. For C1 in one sentence, and then the picture of it: what each direction knows (across) against what its removal
+# does (down).
+
+# %%
+alone = removed.set_index(["direction", "way", "kind"]).sort_index()
+before = alone.loc[("nothing", "none")]
+without = alone.loc[("C1", direction_effects.HERE)]
+print(
+    f"C1 of block {block} removed there: harmful requests refused {before.loc['harmful', 'refused']:.2f} before, "
+    f"{without.loc['harmful', 'refused']:.2f} after, {without.loc['harmful', 'exact']:.2f} answered exactly; "
+    f"benign ones answered exactly {before.loc['benign', 'exact']:.2f} before, {without.loc['benign', 'exact']:.2f} after"
+)
 
 # %%
 effects = direction_effects.changes(removed, named, tuned.test, block)
@@ -372,9 +406,11 @@ figures.save(figure, "08_dominant_direction.dose", data, caption, profile, seed)
 # %% [markdown]
 # ## Verdict
 #
-# From this one model, with intervals over prompts. What decides is the ledger, over independently trained models.
+# From this one model, with intervals over prompts. What decides is the [ledger](15_ledger.ipynb), over independently trained models. Two are few, and in
+# `hd.3` they differ, so that both claims are undecided there.
 
 # %%
+results.fact("c1_and_mean_shift", [round(value, 4) for value in shared])
 results.fact("auc_by_block", held_out.drop(columns=["lower", "upper"]).to_dict("list"))
 results.fact("c1_by_both_rules", both.round(4).reset_index().to_dict("split")["data"])
 results.fact("block_of_edits", block)

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Most printed numbers of the two papers follow from one another; where they do not, it is mostly labels, sums, and samples too small for a difference
+# # Of 60 printed cells that can be recomputed 54 follow; elsewhere some labels and sums do not fit, and small samples leave some differences open
 #
 # **Why.** The other pages compare what small models do with what *Superficial Safety Alignment Hypothesis* (SSAH, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862)) and *The Hidden Dimensions of LLM
 # Alignment* (HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)) print. That only works if a printed number means what its label says. So this page recomputes what can be recomputed from print alone: no model is run.
@@ -22,7 +22,11 @@
 # and may answer some of what follows. For HD, the text and tables of the ICML 2025 version, and the files the authors released at commit `93915bd`, which are from the time of the first version.
 #
 # **How far each number can be trusted** is said with it. *printed*: in a table or text of the authors. *released*: in a file of theirs. *digitised*: read from a vector figure. *read by eye*: from a picture, with the error of reading beside it.
-# *derived*: by us, from the others. What reviewers or reading notes say is not used; a version that says so has its cells repeated in public notes on later versions. Every finding below is computed from `data/published`; if we have mistyped a cell, that is where to mend it.
+# *derived*: by us, from the others. Reading notes are not a source; where they repeat a cell for a later version, the version says so. Every finding below is computed from `data/published`; if we have mistyped a cell, that is where to mend it.
+#
+# **Words.** A unit is an MLP neuron or an attention channel. SSAH sorts units into SCU (safety-critical), UCU (utility-critical), CU (complex: both) and RU (redundant: neither); *dense* is the model with none of them removed, *top CU*
+# the highest-ranked 6 % of CU, *full* a fine-tune with nothing frozen. In HD, K is the number of examples of each attack in safety tuning, SSFT its supervised form (SFT) and DPO its form on pairs of answers. PAIR, GCG, GPTFuzz, Flip,
+# Simple, ReNeLLM, CodeChameleon, AutoDAN and Trigger Removal are attacks; AdvBench, HEx-PHI and HarmBench are lists of harmful requests, OR-Bench of harmless ones that look harmful; StrongREJECT scores answers from 0 to 1.
 
 # %% tags=["parameters", "no-models"]
 profile: str = "kingdom"  # under which the findings are filed; nothing depends on it
@@ -45,8 +49,8 @@ n_of = sizes.set_index(["table", "measure"])["prompts"]
 # %% [markdown]
 # ## What adds up
 #
-# First what can be recomputed and was: averages from their columns, cells that two tables share, a printed table from the file it was made from. A cell follows if the computed value, rounded or cut off,
-# is what is printed.
+# First what can be recomputed and was: averages from their columns, cells that two tables share, a printed table from the file it was made from (so the last two lines check copying, not arithmetic). A cell follows if the computed
+# value, rounded or cut off, is what is printed; `largest difference` is between the two, in the unit of the cell.
 
 # %%
 skills = ["winogrande", "openbookqa", "arc_c", "boolq", "hellaswag", "rte"]
@@ -67,6 +71,7 @@ columns = {
 }
 checks = pd.DataFrame([audit.agreement(what, *pair) for what, pair in columns.items()])
 follow, cells = int(checks["follow"].sum()), int(checks["cells"].sum())
+assert (follow, cells) == (54, 60)
 print(f"{follow} of {cells} cells follow")
 checks.set_index("what").round(3)
 
@@ -77,8 +82,8 @@ checks.set_index("what").round(3)
 #
 # ### Four Llama-2 averages and a third column
 #
-# For Llama-3 and Mistral the printed average is the mean of the rates with and without system prompt. For Llama-2 it is not. It would be the mean of three whole percentages: perhaps a third mode of attack was averaged in for
-# Llama-2 and had no room in the table. Both rises are large; they are not the same size.
+# For Llama-3 and Mistral the printed average is the mean of the rates with and without system prompt. For Llama-2 it is not. It would be the mean of three whole percentages (`third` is the one that fits); we do not
+# know why. Both rises are large; they are not the same size.
 
 # %%
 averages = audit.averages(pruning, attacks, "asr_average")
@@ -112,7 +117,7 @@ headline.cells.round(3)
 #
 # ### ReNeLLM in Table 3
 #
-# HD's Table 3 holds pass rates of 60 prompts. One row has the numbers of Table 5, which are mean scores of a judge. The released file of pass rates has no such attack, so the row was probably taken over to make the comparison complete.
+# HD's Table 3 holds pass rates of 60 prompts. One row has the numbers of Table 5, which are mean scores of a judge. The released file of pass rates has no such attack; why the row is there we do not know.
 
 # %%
 other_metric = audit.other_metric(passed, released, scores)
@@ -123,7 +128,7 @@ other_metric.cells
 # ### The last column of Table 4
 #
 # The column is labelled as error over the squared norm of the activation. It is the error over the squared norm of the *shift*: a stricter measure than the one named, so the label undersells the result. How small the error is depends on whether it
-# is a mean over dimensions, which we could not find; if it is, `relative` is the part of the shift that the map misses.
+# is a mean over dimensions, which we could not find; if it is, `relative` is the part of the shift that the map misses. `labelled` is the error over the squared norm of the activation, `by_shift` over that of the shift; the second is what is `printed`.
 
 # %%
 ratio = audit.ratio_label(affine)
@@ -156,7 +161,7 @@ start.cells
 # ### Two models called SFT
 #
 # The text starts SFT and DPO from Llama-3.1-8B-Instruct; the released SFT script starts from Llama-Guard-3-8B by default, a classifier. Print alone makes one model for both tables unlikely: a refused answer scores 0, so a mean
-# score cannot exceed the share that is not refused.
+# score cannot exceed the share that is not refused. `at most` is the upper end of that share's interval.
 
 # %%
 two_models = audit.two_models(passed, scores, n_of["hd_table3", "attack pass rate"])
@@ -230,21 +235,18 @@ counts.cells
 # %% [markdown]
 # ### Intervals
 #
-# Neither paper gives an interval or a second run for these shares, as far as we found. The counts imply one, Wilson's, for sampling of prompts alone; how much runs differ cannot be seen from print.
+# In what we could read of either paper we found no interval or second run for these shares. The counts imply one, Wilson's, for sampling of prompts alone; how much runs differ cannot be seen from print. `wide` counts shares
+# known no better than to 5 points, to one side. The n of SSAH's tables are derived, as the table above says. Of HD's Table 8 only a lower bound of n is known, so no width is given for it.
 
 # %%
 start_once = ["model", "judge", "benchmark", "arm", "value"]
 percent = freezing[freezing["unit"] == "%"].drop_duplicates(start_once)
 rates3 = passed[passed["attack"].isin(released["attack"])]
-table8 = published("hd_table8")
-names8 = ["harmful", "jailbreaks", "benign"]
-least8 = [least[f"HD Table 8, {name}"] for name in names8]
 by_table = {
     "SSAH Table 1, accuracy": (pruning[skills].stack(), n_of["ssah_table1", "accuracy"]),
     "SSAH Table 1, attacks": (pruning[attacks].stack(), n_of["ssah_table1", "attack success"]),
     "SSAH Table 2": (percent["value"], percent["benchmark"].map(n_of["ssah_table2"])),
     "HD Table 3": (100 * rates3["pass_rate"], n_of["hd_table3"].iloc[0]),
-    "HD Table 8, n at least": (table8[names8].stack(), least8 * len(table8)),
 }  # fmt: skip
 shares = {
     w: pd.DataFrame({"share": cell / 100, "n": n}) for w, (cell, n) in by_table.items()
@@ -252,7 +254,7 @@ shares = {
 
 # %%
 wide = audit_tables.wide(
-    shares, [pruning, freezing, rates3, table8, sizes[sizes["table"] != "ssah_table4"]]
+    shares, [pruning, freezing, rates3, sizes[sizes["table"] != "ssah_table4"]]
 )
 print(wide)
 wide.cells.set_index("table").round(1)
@@ -261,11 +263,12 @@ wide.cells.set_index("table").round(1)
 gaps = audit_tables.contrasts(freezing, sizes)
 pruned = audit_tables.pruned(pruning, n_of["ssah_table1", "attack success"])
 figure = charts.shares(pruned, pruning, averages.cells, gaps)
-clear = gaps.groupby("contrast")["resolved"].agg(["sum", "size"])
+drawn = gaps[gaps["contrast"].isin([audit_tables.FROZEN, audit_tables.STRICTER])]
+clear = drawn.groupby("contrast")["resolved"].agg(["sum", "size"])
 caption = (
-    f"Left, attack success after pruning (SSAH Table 1) with the 95 % intervals of {pruned['n'].iloc[0]} prompts; "
-    f"{len(averages.cells)} printed averages (red diamonds) lie off the mean of their two rates. Right, points of attack "
-    "success saved by freezing (SSAH Table 2): "
+    f"Left, attack success after pruning (SSAH Table 1) with the 95 % intervals of {pruned['n'].iloc[0]} prompts, a "
+    f"number derived from the digits; {len(averages.cells)} printed averages (red diamonds) lie off the mean of their "
+    "two rates (bars). Right, points of attack success saved by freezing (SSAH Table 2), rings where 0 lies within: "
     + ", ".join(
         f"{name} {row['sum']} of {row['size']} clear of 0" for name, row in clear.iterrows()
     )
@@ -327,18 +330,18 @@ pd.DataFrame(lines, index=["n", "difference", "lower", "upper"]).T.round(1)
 # ### Accuracy and chance
 #
 # HD's Fig. 3 shows how well a component tells the prompts that the model before tuning refuses. The rule flags as many prompts as are refused, so a component that knows nothing is right more often than half of the time. The sign of a component is arbitrary
-# and was fixed once for all, so some that know much are far *below* chance; turned round, they would count.
+# and was fixed once for all, so some that know much are far *below* chance; turned round, they would count. The table counts the layers that do no better than chance, with their lowest and highest accuracy.
 
 # %%
 c1_c2 = accuracy.query("measure == 'accuracy' and series in ['C1', 'C2']")
 chance = audit_tables.below_chance(c1_c2)
 print(chance)
-chance.cells.groupby("series")["value"].agg(["size", "min", "max"])
+chance.cells.groupby("series")["value"].agg(layers="size", lowest="min", highest="max")
 
 # %% [markdown]
 # ### The rank at the end
 #
-# HD's text says that the rank under SFT falls to 1 at the last layer. In the vector figure, read to about one, it does for the smaller shares of the spectrum. With the larger ones it falls as well, but not so far.
+# HD's text says that the rank under SFT falls to 1 at the last layer. In the vector figure, read to about one, it does for all but the largest share of the spectrum drawn: a 2 read there may be a 1. With the largest it falls as well, but not so far.
 
 # %%
 rank = audit_tables.last_rank(published("hd_fig2_rank").query("series == 'SSFT'"))
@@ -359,7 +362,7 @@ order.cells
 # %% [markdown]
 # ### Figures 2 and 3
 #
-# Both show the cosine distance of Llama-3.1-8B's states, by token and by block. If one were a part of the other, their ranges would meet. We could not find over what each is averaged.
+# Both show the cosine distance of Llama-3.1-8B's states, by token and by block. If one were a part of the other, their ranges would meet. We could not find over what each is averaged. `min` and `max` are over tokens (Fig. 2), `lowest` and `highest` over blocks (Fig. 3).
 
 # %%
 ranges = audit_tables.two_figures(
@@ -387,7 +390,6 @@ tables.text(audit.summary(found))
 # None of this decides whether a claim is true; that is what the other pages ask of models. `hd.12` has no criterion in the registry, so the ledger gives no verdict on it:
 
 # %%
-assert 2 * follow > cells
 print("; ".join(f"{row['id']}: {row['reason']}" for row in results.verdicts()))
 
 # %% [markdown]
@@ -396,7 +398,7 @@ print("; ".join(f"{row['id']}: {row['reason']}" for row in results.verdicts()))
 # - **A word from the authors.** Most findings would be settled by one sentence: the third mode of attack, the missing label, the denominator, the model, the set of attacks behind the headline.
 # - **The appendices of SSAH**, which we could not read: sample sizes, judges, seeds, how distances are averaged. A later version may have mended any of it; what stands here is of the versions named.
 # - **Paired counts.** Intervals of differences treat arms as independent. With answers by prompt, differences that look like noise here might not be.
-# - **Our readings.** Values read by eye carry an error of .02, ranks from the vector figure about one; both are allowed for. Sizes marked *derived* are inferred, and where they are wrong the intervals are.
+# - **Our readings.** Values read by eye carry an error of .02, ranks from the vector figure about one; what lies within that is not called a finding. Sizes marked *derived* are inferred, and where they are wrong the intervals are.
 
 # %%
 provenance.versions()

@@ -15,7 +15,8 @@
 # # Every claim of both papers: what was printed, what decides it, what was measured, and what came out
 #
 # The claims are those of *Superficial Safety Alignment Hypothesis* (SSAH, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862)) and *The Hidden Dimensions of LLM Alignment* (HD,
-# [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)), in the words of `data/claims.yaml`, where each has its criterion, written before any result. A claim has *parts*, numbers with a bar.
+# [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)), in the words of `data/claims.yaml`, and a few of ours that ask the same more strictly. A claim has *parts*: numbers, each with a *bar* it must pass,
+# written before any result on these models (prototypes on another language, one seed, had been seen). *Core* parts are those without which the claim would be empty.
 #
 # This page reads results and measures nothing. **Everything here was measured on small models trained for this project**; a verdict on them is not a verdict on a 7B model.
 
@@ -26,7 +27,7 @@ seed: int = 0  # kept so that all notebooks take the same two
 # %%
 from IPython.display import Markdown
 
-from lib import figures, ledger, ledger_tables, profiles, provenance, tables
+from lib import figures, ledger, ledger_tables, profiles, provenance, stats, tables
 from lib.charts import ledger as charts
 
 settings = profiles.load(profile)
@@ -36,10 +37,19 @@ print(ledger.headline(found))
 # %% [markdown]
 # ## How many hold
 #
-# *Holds here*: every part is beyond its bar with its whole interval. *Fails here*: a part without which the claim would be empty (core) is not. *Mixed*: only a part that is not core fails.
-# *Undecided*: an interval contains its bar. *Not testable here*: a requirement of the claim is unmet, so nothing is said. *Not run*: no results yet, or the claim needs a real checkpoint.
+# Parts first. Intervals are 95 %, over models; whatever neither holds nor fails is *undecided*.
+#
+# | bar of a part | holds when | fails when |
+# |---|---|---|
+# | at least x, above n | the mean reaches x and the whole interval lies above n | the whole interval lies below x |
+# | at most x | the whole interval lies at or below x | the whole interval lies above x |
+# | above its control draws | the whole interval of (value minus mean of its control) lies above 0, and the value exceeds the 95th percentile of the control draws | that interval lies below .02 |
+#
+# Then claims. *Holds here*: every part holds. *Fails here*: a core part fails. *Mixed*: some parts hold and one that is not core fails. *Undecided*: none of these. *Not testable here*: what
+# the claim presupposes is unmet in most models, or a core part has no number. *Not run*: no results yet. *No criterion*: the claim has no part that could decide it.
 
 # %%
+assert (stats.CONTROL_QUANTILE, stats.NEGLIGIBLE) == (0.95, 0.02)
 tables.text(ledger_tables.counts(found))
 
 # %% [markdown]
@@ -53,10 +63,21 @@ Markdown(
 )
 
 # %% [markdown]
+# ### Where models disagree
+#
+# Means hide it, so here is `hd.3` model by model, in blocks from first to last: how far the dominant direction C1 is the shift that all prompts share (|cosine| with the mean shift), how
+# well it tells refused from answered, beside random directions of the same span, and what the model answers when C1 is removed in a late block ([08](08_dominant_direction.ipynb)).
+
+# %%
+by_model = ledger_tables.dominant(found)
+tables.text(by_model) if by_model.size else print("no model of this profile has it")
+
+# %% [markdown]
 # ## All parts on one axis
 #
 # Each row is one part. The dot says how far its value lies beyond its bar, to the right if that speaks for the claim; of parts that are held against a control, how far beyond the control. Large dots are core parts.
-# Lines are 95 % intervals over independently trained models (Student's t, so with two models they are very wide); diamonds are the papers' own printed numbers where they print something comparable.
+# Lines are 95 % intervals over independently trained models (Student's t, so with two models they are very wide); diamonds are the papers' own printed numbers where they print something comparable. Triangles at
+# the edge point to values that lie further out. A line may lie wholly to the right and its part still be undecided: a value must also reach its bar, or exceed the 95th percentile of its control.
 
 # %%
 parts = ledger_tables.parts(found)
@@ -65,8 +86,12 @@ tally = parts["verdict"].value_counts()
 caption = (
     f"{len(parts)} parts of {found['profile']}: "
     + ", ".join(f"{count} {verdict}" for verdict, count in tally.items())
-    + f". {parts['margin_printed'].notna().sum()} have a printed number, of which {(parts['margin_printed'] >= 0).sum()} are beyond the bar."
+    + f". {parts['margin_printed'].notna().sum()} have a printed number, of which "
+    f"{(parts['margin_printed'] >= 0).sum()} are at or beyond the bar. Values beyond -1 or +1 are drawn at the edge."
 )
+missing = ledger_tables.without_number(found)
+if missing:
+    caption += f" Run, but without a number: {', '.join(missing)}."
 data = parts.drop(columns=["rule", "note"])
 figures.save(figure, "15_ledger.all", data, caption, profile, seed)
 
@@ -79,11 +104,19 @@ tables.text(notes.assign(printed=notes["printed"].map("{:+.3f}".format)))
 
 # %% [markdown]
 # ## Every claim
-#
-# Values are means over models, intervals in brackets (of a part that is held against its control, the interval of the difference); then the control, the bar, and the printed number where there is one.
 
 # %%
-tables.text(ledger_tables.table(found))
+tables.text(ledger_tables.claim_table(found))
+
+# %% [markdown]
+# ## Every part
+#
+# *Measured* is the mean over models, then the value of each. *Control* is the mean of what was drawn at random, shuffled or left untrained to compare with. The interval stands with the number that
+# is judged by it: of parts whose bar is the control, with the difference. *Already taken off* means that the measured value is itself a difference from that control. What a part measures is
+# said in `data/claims.yaml`; what to know about printed numbers, above.
+
+# %%
+tables.text(ledger_tables.part_table(found))
 
 # %% [markdown]
 # ## What would change our mind
@@ -91,7 +124,7 @@ tables.text(ledger_tables.table(found))
 # - **More models.** With fewer than five the ledger is provisional, and most intervals contain their bar for that reason alone.
 # - **A real checkpoint.** Size, natural language and attacks found by search are what these models lack; the first page lists what cannot carry over.
 # - **A bar in the wrong place.** Bars were set before results and stay. Whoever would set one elsewhere finds value and interval above.
-# - **Chance.** Among so many parts, some land on the wrong side of their bar by accident; the number to expect stands in the first line of this page.
+# - **Chance.** Among so many parts, some land on the wrong side of their bar by accident; how many that may be stands in the first line of this page.
 
 # %%
 provenance.versions()

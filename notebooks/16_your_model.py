@@ -12,18 +12,18 @@
 # ---
 
 # %% [markdown]
-# # Of two published keyword lists one finds no refusal on these models and the other finds nothing else; first tokens, which the other pages use, agree with the truth
+# # Published keyword lists do not transfer to these models' short lower-case answers: one finds no refusal, the other finds nothing else; the first token, which most pages use, equals the opening words here by construction
 #
 # **Why.** On the default models every request has one right answer, so whether a model refuses, complies or fails is a fact. Real checkpoints have no such luxury: somebody has to judge. The papers use
 # lists of phrases, classifiers and graders, and their numbers depend on which. This page asks any model the same prompts and lets **several judges** look at the same answers, so that you know what the
 # other pages can and cannot see in *your* model. On the default models it shows how far each judge is from the truth.
 #
-# **How to read it for your own model.** `./run_all.sh --profile checkpoint --base FOLDER --model FOLDER --only 16`. Prompts come from public data sets, which you download or put into a folder; neither they nor
+# **How to read it for your own model.** `DATA_DIR=FOLDER ./run_all.sh --profile checkpoint --base FOLDER --model FOLDER --only 16`. Prompts come from public data sets, which you download or put into a folder; neither they nor
 # answers to them appear here: a judge sees an answer, leaves a label, and the answer is gone.
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
-seed: int = 0  # which organism; others than 0 are trained first (16 minutes)
+seed: int = 0  # which independently trained family of models; others than 0 are trained first (16 minutes)
 suite: str = ""  # benchmarks of data/utility.yaml to run as well, such as ssah_table1; empty for none
 
 # %%
@@ -72,7 +72,7 @@ pd.Series({name: len(cell) for name, cell in cells.items()}, name="prompts").to_
 # ## Four judges of the same answers
 #
 # - **opening words**: the answer begins with one of the phrases that this kind of model refuses with. On the default models this is the truth.
-# - **first token**: the likeliest first token opens such a phrase. Nothing is generated, so it is what most other pages use.
+# - **first token**: the likeliest first token opens such a phrase. Nothing is generated, so it is what most other pages use to count refusals (page 11, which asks for exact answers, judges those).
 # - **keywords**: two published lists of phrases, matched anywhere in the answer; the second also calls every answer of fewer than 20 words a refusal.
 # - A **judge model**, when the profile names one: a Llama-Guard-style verdict or a StrongREJECT-style score (further down).
 #
@@ -89,7 +89,7 @@ labels = pd.concat(
     ]
 )
 shares = judged.shares(labels)
-agreed = judged.agreement(labels)
+agreed = judged.agreement(labels).astype({"n": int})
 agreed.round(3)
 
 # %%

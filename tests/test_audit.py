@@ -47,7 +47,7 @@ def test_decimals_are_those_that_show():
 
 def test_agreement_counts_cells_and_names_the_largest_difference():
     line = audit.agreement("means", [1.0, 2.5], [1.04, 2.0], digits=1)
-    assert line == {"what": "means", "cells": 2, "follow": 1, "largest": 0.5}
+    assert line == {"what": "means", "cells": 2, "follow": 1, "largest difference": 0.5}
     with pytest.raises(InputError, match="1 printed and 2 computed cells"):
         audit.agreement("means", [1.0], [1.0, 2.0])
 
@@ -95,6 +95,7 @@ def test_a_headline_follows_from_a_table_or_does_not():
     found = audit.headline(table([(0.40, 0.05)], "before after"), scores())
     assert found.cells["before"].tolist() == pytest.approx([0.3, 0.3])
     assert "1 of 3 subsets" in found.arithmetic
+    assert found.arithmetic.endswith("the nearest is 0.400 (B)")
 
 
 def test_a_row_of_scores_among_pass_rates_is_found():
@@ -287,7 +288,11 @@ def test_the_last_rank_allows_for_the_reading_error():
     ranks = [(0.4, 7, 3), (0.4, 8, 1), (0.9, 8, 2)]
     assert audit_tables.last_rank(table(ranks, "tau hidden_state rank")) is None
     found = audit_tables.last_rank(table([*ranks, (0.95, 8, 3)], "tau hidden_state rank"))
-    assert found.consequence.endswith("up to tau = 0.4")
+    assert found.name == "a rank that returns to 1 for 2 of 3 shares"
+    assert found.arithmetic == "layer 8: rank 1 at tau 0.4, rank 1 or 2 at tau 0.9, rank 3 at tau 0.95"
+    assert found.consequence.endswith("up to tau = 0.9, not at 0.95")
+    alone = audit_tables.last_rank(table([(0.95, 8, 3)], "tau hidden_state rank"))
+    assert (alone.name, alone.consequence[-13:]) == ("a rank that does not return to 1", "does not hold")
 
 
 def test_ties_within_two_readings_are_no_order():
@@ -332,7 +337,9 @@ def test_pass_rates_scores_and_the_floor():
     assert set(audit.other_metric(rates, released, scored).cells["attack"]) == {"ReNeLLM"}
     assert audit.two_models(rates, scored, 60).arithmetic.startswith("GPTFuzz")
     assert audit.same_start(scored).checked == 9
-    assert "0 of 255" in audit.headline(published("hd_headline"), scored).arithmetic
+    headline = audit.headline(published("hd_headline"), scored).arithmetic
+    assert "0 of 255" in headline
+    assert headline.endswith(f"{(0.61 + 0.677) / 2:.3f} (ReNeLLM, Trigger Removal)")
     floor = audit_tables.floor(released, published("hd_moderation"), published("hd_fig4"), 160)
     assert floor.claim.startswith("hd.12")
     by_attack = floor.cells.set_index("attack")
@@ -370,6 +377,7 @@ def test_sentences_and_figures():
     assert chance[chance["least possible"]]["hidden_state"].tolist() == [13]
     ranks = published("hd_fig2_rank").query("series == 'SSFT'")
     assert audit_tables.last_rank(ranks).cells["rank"].tolist() == [1, 1, 1, 2, 4]
+    assert "rank 1 or 2 at tau 0.8, rank 4 at tau 0.9" in audit_tables.last_rank(ranks).arithmetic
     fig2 = published("ssah_fig2")
     assert set(audit_tables.early_order(fig2).cells["nearer"]) == {"tie", "complying"}
     ranges = audit_tables.two_figures(fig2[fig2["figure"] == "Fig. 2"], published("ssah_fig3"))
@@ -396,7 +404,11 @@ def test_figures_show_every_cell_with_its_interval():
     red = [c for c in left.collections if c.get_label() == "printed average, not the mean"]
     assert red[0].get_offsets()[:, 0].tolist() == off.cells["asr_average"].tolist()
     drawn = sum(len(bars.lines[0].get_xdata()) for bars in right.containers)
-    assert drawn == (gaps["contrast"] != "full against top CU frozen").sum()
+    shown = gaps[gaps["contrast"] != "full against top CU frozen"]
+    assert drawn == len(shown)
+    rings = [bars.lines[0] for bars in right.containers if bars.lines[0].get_markerfacecolor() == "white"]
+    assert sum(len(line.get_xdata()) for line in rings) == (~shown["resolved"]).sum()
+    assert len({str(line.get_color()) for line in rings}) == 2  # a ring keeps its contrast's colour
 
 
 def test_the_notebook_records_every_finding_and_needs_no_model(tmp_path):

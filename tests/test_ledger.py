@@ -35,9 +35,8 @@ def test_a_full_ledger(checkout):
     assert found["counts"]["holds here"] == sum(bool(row["parts"]) for row in RAW)
     assert found["counts"]["not run"] == sum(not row["parts"] for row in RAW)
     assert (found["decided_parts"], found["provisional"]) == (parts, False)
-    assert (
-        f"of the {parts} parts decided here, expect about {parts * 0.025:.1f} to land on the wrong side"
-        in found["chance"]
+    assert ledger.chance(found).startswith(
+        f"{parts} parts were tested at 95 %, 2.5 % a side: up to {parts / 40:.1f} of the"
     )
     assert not any(row["stale_seeds"] for row in found["rows"])
     path = checkout / "ledger.json"
@@ -127,13 +126,61 @@ def test_tables_hold_what_was_run_and_only_that(judged):
 
 def test_the_headline_counts_come_from_the_rows(judged):
     text = ledger.headline(judged)
-    run = [row for row in judged["rows"] if row["verdict"] != "not run"]
-    assert text.startswith(f"{len(RAW)} claims on kingdom, seeds 0, 1: ")
-    assert f"{len(RAW) - len(run)} not run" in text
+    bare = sum(not row["parts"] for row in RAW)
+    run = sum(row["verdict"] != "not run" for row in judged["rows"])
+    ours = sum(row["where"] in ("ours", "neither paper") for row in RAW)
+    assert text.startswith(
+        f"{len(RAW)} claims on kingdom ({len(RAW) - ours} of the papers, {ours} of ours), seeds 0, 1: "
+    )
+    assert f"{len(RAW) - run - bare} not run, {bare} no criterion" in text
     assert "Provisional: fewer than 5 seeds." in text
 
 
-def test_the_contents_name_every_notebook_with_its_claims():
-    table = ledger.contents()
-    assert table.loc["07", "claims"] == "hd.1, hd.2, hd.2.centred, hd.2.specific"
+def part_of(verdict):
+    return {"id": "hd.1.error", "verdict": verdict}
+
+
+def test_chance_is_taken_over_all_parts_tested_not_over_those_decided():
+    """2.5 % of 40 parts is 1, of which no more can be wrong than are decided; untested parts do not count."""
+    parts = [part_of("holds")] * 2 + [part_of("undecided")] * 38 + [part_of("not run"), part_of("not testable here")]
+    assert "40 parts were tested" in ledger.chance({"rows": [{"parts": parts}]})
+    assert "up to 1.0 of the 2 that are decided" in ledger.chance({"rows": [{"parts": parts}]})
+    assert "up to 0.0 of the 0 that" in ledger.chance({"rows": [{"parts": parts[2:]}]})
+
+
+def test_a_claim_belongs_to_where_the_registry_finds_it():
+    whose = {row["id"]: ledger.paper(row["where"]) for row in RAW}
+    assert whose["ssah.4.best"] == whose["hd.2.centred"] == whose["hd.2.specific"] == whose["ours.bridge"] == "ours"
+    others = {name: paper for name, paper in whose.items() if paper != "ours"}
+    assert len(others) == len(RAW) - 4
+    assert all(paper == name.split(".")[0].upper() for name, paper in others.items())
+
+
+def test_a_claim_without_parts_has_no_criterion(judged):
+    rows = rows_of(judged)
+    assert rows["hd.12"]["verdict"] == "not run"  # what is stored
+    assert [ledger.verdict_of(rows[name]) for name in ("hd.12", "ssah.1", "hd.1")] == [
+        "no criterion", "not run", rows["hd.1"]["verdict"],
+    ]  # fmt: skip
+
+
+def test_the_contents_name_every_notebook_with_what_came_of_its_claims(judged):
+    table, rows = ledger.contents(judged), rows_of(judged)
+    mine = ("hd.1", "hd.2", "hd.2.centred", "hd.2.specific")
+    assert table.loc["07", "claims"] == ", ".join(f"{name} {rows[name]['verdict']}" for name in mine)
     assert table.loc["07", "title"] == notebooks.read("07_residual_space").title
+    assert table.loc["11", "claims"].endswith("hd.15 no criterion")
+
+
+def test_facts_are_those_of_the_seeds_that_a_claim_rests_on(judged, checkout):
+    """The run's own results count before the published ones, and a seed that the row left out is not read."""
+    for folder, note, seeds in ((paths.BUILD, "own", (1,)), (paths.RESULTS, "published", (0, 1, 2))):
+        for seed in seeds:
+            noted = fill(checkout, "residual_space", seed)
+            noted.fact("which", note)
+            noted.save(folder / "kingdom" / f"seed-{seed}")
+    for seed in (0, 1):
+        next((paths.BUILD / "kingdom" / f"seed-{seed}" / "results").glob("*_residual_space.json")).unlink()
+    noted = ledger.facts(judged, "hd.1", root=checkout)
+    assert {seed: one["which"] for seed, one in noted.items()} == {0: "published", 1: "own"}
+    assert ledger.facts(judged, "hd.3", root=checkout) == {}

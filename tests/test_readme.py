@@ -29,8 +29,8 @@ def test_only_what_is_between_the_marks_changes(tmp_path, monkeypatch):
 
 
 def test_verdicts_that_nobody_got_are_not_listed():
-    counts = {verdict.value: PUBLISHED["counts"][verdict.value] for verdict in ClaimVerdict}
-    counts = {name: count for name, count in counts.items() if count}
+    verdicts = [row["verdict"] if row["parts"] else "no criterion" for row in PUBLISHED["rows"]]
+    counts = {name: verdicts.count(name) for name in (*ClaimVerdict, "no criterion") if name in verdicts}
     rows = [line for line in readme.summary(PUBLISHED).splitlines() if line.startswith("| ")][1:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(counts)
     assert [int(row.rstrip(" |").split(" | ")[-1]) for row in rows] == list(counts.values())

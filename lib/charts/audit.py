@@ -14,7 +14,7 @@ from lib import audit_tables as tables
 from lib.figures import COLOURS, CONTROL, canvas
 
 _PROMPTS = {"with system prompt": COLOURS["blue"], "without system prompt": COLOURS["orange"]}
-_CONTRASTS = dict(zip(tables.CONTRASTS, (COLOURS["purple"], COLOURS["green"], COLOURS["brown"]), strict=True))
+_CONTRASTS = dict(zip((tables.FROZEN, tables.STRICTER), (COLOURS["green"], COLOURS["vermilion"]), strict=True))
 _ATTACKS: dict[str, object] = {
     "Trigger Removal": COLOURS["vermilion"], "PAIR": COLOURS["blue"], "Flip": COLOURS["green"],
     "GPTFuzz": COLOURS["orange"], "Simple": COLOURS["purple"],
@@ -22,11 +22,20 @@ _ATTACKS: dict[str, object] = {
 _GREY = COLOURS["grey"]
 
 
-def _bars(axis: Axes, data: pd.DataFrame, value: str, places: Iterable[float], colour: object, label: str) -> None:
-    """Points with horizontal intervals."""
+def _bars(
+    axis: Axes,
+    data: pd.DataFrame,
+    value: str,
+    places: Iterable[float],
+    colour: object,
+    label: str,
+    hollow: bool = False,
+) -> None:
+    """Points with horizontal intervals; `hollow` ones are drawn as rings, with thinner intervals."""
     spread = [data[value] - data["lower"], data["upper"] - data[value]]
-    axis.errorbar(data[value], list(places), xerr=spread, fmt="o", color=colour, markersize=4, elinewidth=1.3,
-                  capsize=2, label=label)  # fmt: skip
+    axis.errorbar(data[value], list(places), xerr=spread, fmt="o", color=colour, markersize=4.5,
+                  elinewidth=0.8 if hollow else 1.5, capsize=2, label=label,
+                  markerfacecolor="white" if hollow else colour)  # fmt: skip
 
 
 def _averages(axis: Axes, shares: pd.DataFrame, printed: pd.DataFrame, off: pd.DataFrame) -> None:
@@ -43,13 +52,22 @@ def _averages(axis: Axes, shares: pd.DataFrame, printed: pd.DataFrame, off: pd.D
                      edgecolor=colour, linewidth=1.4, zorder=3, label=label)  # fmt: skip
     means = rows.merge(off)
     at = [int(rows.index[(rows == row).all(axis=1)][0]) for _, row in means[["model", "group"]].iterrows()]
-    axis.scatter(means["mean"], at, marker="|", s=110, color="black", zorder=3, label="mean of the two, where not")
+    axis.scatter(
+        means["mean"],
+        at,
+        marker="|",
+        s=110,
+        color="black",
+        zorder=3,
+        label="mean of the two rates\n(where it differs from the printed average)",
+    )
     groups = rows["group"].replace({"scu": "SCU", "ucu": "UCU", "ru": "RU"})
     axis.set_yticks(rows.index, rows["model"].str.split("-Instruct").str[0] + ", " + groups, fontsize=8)
     for edge in np.flatnonzero(rows["model"] != rows["model"].shift())[1:]:
         axis.axhline(edge - 0.5, color="0.85", linewidth=0.8)
     axis.invert_yaxis()
-    axis.set(title=f"Attack success, %, after pruning each group\n(SSAH Table 1; {shares['n'].iloc[0]} prompts a cell)",
+    n = shares["n"].iloc[0]
+    axis.set(title=f"Attack success, %, after pruning each group\n(SSAH Table 1; {n} prompts a cell, derived)",
              xlabel="attack success, %", xlim=(-2, 102))  # fmt: skip
     axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.11), ncols=2, fontsize=8)
 
@@ -63,8 +81,8 @@ def _forest(axis: Axes, gaps: pd.DataFrame) -> None:
         clear = part["resolved"].to_numpy()
         places = rows.index.to_numpy() + shift
         _bars(axis, part[clear], "difference", places[clear], _CONTRASTS[name], name)
-        label = "grey: interval contains 0" if name == tables.FROZEN else "_"
-        _bars(axis, part[~clear], "difference", places[~clear], "0.72", label)
+        _bars(axis, part[~clear], "difference", places[~clear], _CONTRASTS[name], "_", hollow=True)
+    axis.plot([], [], "o", color="0.35", markerfacecolor="white", markersize=4.5, label="ring: interval contains 0")
     labels = [f"{row['benchmark']}, {row['judge'].split(' (')[0]}" for _, row in rows.iterrows()]
     axis.set_yticks(rows.index, labels, fontsize=7)
     groups = rows["model"] + ", " + rows["corpus"]

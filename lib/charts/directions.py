@@ -26,9 +26,14 @@ _MAIN = ("C1", "C1, centred", "C2", "C1, DPO", "probe", "difference of means", "
          "C1, shuffled labels")  # fmt: skip
 
 
-def _level(axis: Axes, height: float, text: str, where: float = 0.02) -> None:
+def _beside(axis: Axes, height: float, text: str) -> None:
+    """Text at the right of an axis, where no curve crosses it."""
+    axis.text(1.01, height, text, fontsize=8, color="0.35", va="center", transform=axis.get_yaxis_transform())
+
+
+def _level(axis: Axes, height: float, text: str) -> None:
     axis.axhline(height, color="0.35", linestyle=(0, (1, 2)), linewidth=1)
-    axis.text(where, height + 0.006, text, fontsize=8, color="0.35", transform=axis.get_yaxis_transform())
+    _beside(axis, height, text)
 
 
 def _legend_below(axis: Axes) -> None:
@@ -70,11 +75,11 @@ def prediction(
     right.set_title("Measured: AUC for the tuned model's\nrefusals, prompts of other meanings")
     for axis, panel in ((left, "published"), (middle, "measured")):
         for text, height in levels[panel].items():
-            _level(axis, height, text, where=0.68 if text == "majority" else 0.02)
+            _level(axis, height, text)
     for name, (start, end) in {"late": (0.5, 1.0), "early": (0.0, 1 / 3)}.items():
         right.plot([start, end], [bars[name]] * 2, color="0.35", linewidth=1.2)
-        text = f"bar: at {'least' if name == 'late' else 'most'} {bars[name]:g}"
-        right.text(end, bars[name] - 0.027, text, fontsize=8, color="0.35", ha="right")
+    _beside(right, bars["late"], f"bar: at\nleast {bars['late']:g}")
+    right.text(-0.02, bars["early"] + 0.008, f"bar: at\nmost {bars['early']:g}", fontsize=8, color="0.35")
     for axis in axes[0]:
         axis.set(xlabel="relative depth", ylim=(0.33, 1.03))
         _legend_below(axis)
@@ -104,8 +109,10 @@ def second(published: pd.DataFrame, cosine_range: tuple[float, float], gains: pd
         part = pairs[pairs["pair"] == name]
         right.plot(relative_depth(part["block"], blocks), part["cosine"], line, color=COLOURS[colour], marker="o",
                    markersize=4, label=name)  # fmt: skip
-    _level(right, bound, f"bar: at most {bound:g}", where=0.01)
-    right.set(title="Measured: how directions lie\nto each other", ylabel="|cosine|", ylim=(-0.02, 1.03))
+    _level(right, bound, f"bar: at\nmost {bound:g}")
+    right.set(
+        title="Measured: angles between directions\n(|cosine|: 1 is parallel)", ylabel="|cosine|", ylim=(-0.02, 1.03)
+    )
     for axis in axes[0]:
         axis.set(xlabel="relative depth", xlim=(-0.03, 1.03))
         _legend_below(axis)

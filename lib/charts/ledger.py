@@ -18,14 +18,19 @@ VERDICTS = {
     Verdict.UNDECIDED.value: COLOURS["grey"],
     ClaimVerdict.NOT_TESTABLE.value: COLOURS["yellow"],
 }
-EDGE = 1.0  # margins beyond are drawn at the edge, with an arrow
+EDGE = 1.0  # margins beyond are drawn at the edge, as triangles that point outward
+
+
+def _place(margin: float, marker: str) -> tuple[float, str]:
+    """Where a value is drawn, and by which marker: outside the axis, at its edge by a triangle that points outward."""
+    return float(np.clip(margin, -EDGE, EDGE)), marker if abs(margin) <= EDGE else "<" if margin < 0 else ">"
 
 
 def forest(parts: pd.DataFrame) -> Figure:
     """`ledger_tables.parts`: margin beyond the bar with its interval, and the papers' own numbers as open diamonds.
 
-    Margins are in each part's own unit (shares, AUC, ranks, nats), cut at +-1 where an arrow says that a value or an
-    interval goes on.
+    Margins are in each part's own unit (shares, AUC, ranks, nats), cut at +-1, where a triangle that points outward
+    says that a value (filled), a printed number (open) or an interval (small) goes on.
     """
     figure, axes = canvas(9.0, 1.2 + 0.21 * len(parts), columns=1)
     axis = axes[0, 0]
@@ -35,15 +40,17 @@ def forest(parts: pd.DataFrame) -> Figure:
         if pd.notna(row["margin_lower"]):
             low, high = np.clip([row["margin_lower"], row["margin_upper"]], -EDGE, EDGE)
             axis.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
-            for end, marker, whole in ((low, "<", row["margin_lower"]), (high, ">", row["margin_upper"])):
+            for whole in (row["margin_lower"], row["margin_upper"]):
                 if abs(whole) > EDGE:
-                    axis.plot(end, place, marker=marker, color=colour, markersize=5)
+                    at, marker = _place(whole, "o")
+                    axis.plot(at, place, marker=marker, color=colour, markersize=5)
         if pd.notna(row["margin_printed"]):
-            at = np.clip(row["margin_printed"], -EDGE, EDGE)
-            axis.plot(at, place, marker="D", color="black", markerfacecolor="none", markersize=5, linestyle="none")
+            at, marker = _place(row["margin_printed"], "D")
+            at *= 1.04 if marker != "D" else 1  # beside the end of an interval that is cut too
+            axis.plot(at, place, marker=marker, color="black", markerfacecolor="none", markersize=6, linestyle="none")
         if pd.notna(row["margin"]):
-            at, size = np.clip(row["margin"], -EDGE, EDGE), 7 if row["core"] else 4
-            marker = "o" if abs(row["margin"]) <= EDGE else "<" if row["margin"] < 0 else ">"
+            at, marker = _place(row["margin"], "o")
+            size = 7 if row["core"] else 4
             axis.plot(at, place, marker=marker, color=colour, markersize=size, linestyle="none")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(parts)), parts["part"], fontsize=8)
