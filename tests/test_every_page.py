@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lib import claims, jobs, notebooks, paths, profile_files, provenance
-from tests import pages, public_files
+from tests import leaks, pages, public_files
 from tests.public_files import CANARY
 from tests.tiny_models import CHECKPOINTS
 
@@ -42,8 +42,7 @@ class Place:
 
     def left(self):
         """Files of the run that hold the canary."""
-        made = [path for part in ("build", "cache") for path in (self.root / part).rglob("*") if path.is_file()]
-        return [path.name for path in made if CANARY.encode() in path.read_bytes()]
+        return [name for part in ("build", "cache") for name in leaks.traces(self.root / part, CANARY)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def place(tmp_path_factory):
 
 def check(place, page):
     shown, reason = pages.run(page, place.name)
-    assert CANARY not in shown
+    assert not leaks.holds(shown, CANARY)
     assert place.left() == []
     if page in STOPS:
         assert STOPS[page] in reason

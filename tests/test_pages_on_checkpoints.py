@@ -1,96 +1,93 @@
-"""Pages 02, 09 and 11 on a checkpoint profile: they run through, or stop with a reason, and leave no sensitive word."""
+"""Pages 02, 09, 11 and 16 on a checkpoint profile: they run through, or stop with a reason, and leave no sensitive
+word, whatever the models say."""
 
 import json
 
 import pytest
 
-from lib import claims, paths, provenance
+from lib import behaviour, judged, models, paths, profiles, prompt_sets
 from lib.claims import ClaimVerdict
-from tests import pages, toy_world
-from tests.toy_world import SECRETS, ToyWorld
+from tests import pages, toy_checkpoint
+from tests.toy_checkpoint import SECRET, STYLES
 
 
-class Page:
-    """One notebook run on the toy profile: what it showed and what it left in its folders."""
-
-    def __init__(self, monkeypatch, tmp_path, name, world):
-        self.name, self.root = name, tmp_path
-        toy_world.install(monkeypatch, world)
-        monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
-        monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-        monkeypatch.setattr(provenance, "code_hash", lambda *_: "toy")
-        monkeypatch.setattr(claims.provenance, "code_hash", lambda *_: "toy")
-        self.shown, self.stopped = pages.run(name, toy_world.NAME)
-
-    def verdicts(self):
-        file = json.loads(paths.result_file(paths.run_folder(toy_world.NAME, 0) / "results", self.name).read_text())
-        return file["parts"], file["requires"]
-
-    def leaks(self):
-        """Secrets in what was shown or written."""
-        texts = {"shown": self.shown}
-        for path in self.root.rglob("*"):
-            if path.is_file() and path.suffix in (".json", ".csv", ".svg", ".txt", ".md"):
-                texts[path.relative_to(self.root).as_posix()] = path.read_text(encoding="utf-8")
-        return [(where, word) for where, text in texts.items() for word in SECRETS if word in text]
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    with toy_checkpoint.shelf(tmp_path_factory) as take:
+        yield take
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    return lambda name, world: Page(monkeypatch, tmp_path, name, world)
+def run(capfd, caplog):
+    """Runs a page: what it shows, why it stopped, what it recorded of parts and claims; nothing sensitive is left."""
+
+    def of(page, toy):
+        shown, stopped = pages.run(page, toy.name)
+        said = "".join(capfd.readouterr()) + caplog.text
+        assert toy.leaks(shown + said) == []
+        if stopped:
+            return shown, stopped, {}, {}
+        file = json.loads(paths.result_file(paths.run_folder(toy.name, 0) / "results", page).read_text())
+        return shown, stopped, file["parts"], file["requires"]
+
+    return of
 
 
-@pytest.mark.parametrize("answered", [True, False])
-def test_answers_are_compared_without_styles(run, answered):
-    page = run("02_reasoning_direction", ToyWorld(answered=answered))
-    assert page.stopped is None
-    parts, _ = page.verdicts()
+@pytest.mark.parametrize("answered", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_answers_are_compared_without_styles(toy, run, answered):
+    shown, stopped, parts, _ = run("02_reasoning_direction", toy(answered=answered))
+    assert stopped is None
     assert parts["ssah.2.predicts"]["value"] is None
     assert "no harmful prompts in jailbreak styles" in parts["ssah.2.predicts"]["reason"]
     measured = {name for name, part in parts.items() if part["value"] is not None}
     assert measured == set(parts) - {"ssah.2.predicts"}
-    assert page.leaks() == []
-    assert "words of a harmful prompt, not shown" in page.shown
+    assert "words of a harmful prompt, not shown" in shown
 
 
-def test_with_styles_it_is_asked_whether_refusal_is_foretold(run):
-    page = run("02_reasoning_direction", ToyWorld(toy_world.STYLES))
-    assert page.stopped is None
-    parts, _ = page.verdicts()
-    assert "styled harmful prompts" in (parts["ssah.2.predicts"]["reason"] or "") or parts["ssah.2.predicts"]["value"]
-    assert page.leaks() == []
+def test_with_styles_it_is_asked_whether_refusal_is_foretold(toy, run):
+    _, stopped, parts, _ = run("02_reasoning_direction", toy(styles=STYLES))
+    assert stopped is None
+    assert all(part["value"] is not None for part in parts.values())  # chat answers some styles and refuses others
 
 
-def test_components_are_not_told_apart_without_styles(run):
-    page = run("09_feature_directions", ToyWorld())
-    assert "prompts of 0 styles, not of 3 or more" in page.stopped
-    assert page.leaks() == []
+def test_components_are_not_told_apart_without_styles(toy, run):
+    _, stopped, _, _ = run("09_feature_directions", toy(answered=True))
+    assert "prompts of 0 styles, not of 3 or more" in stopped
 
 
-def test_components_with_styles(run):
-    page = run("09_feature_directions", ToyWorld(toy_world.STYLES))
-    assert page.stopped is None
-    parts, _ = page.verdicts()
-    assert all(part["value"] is not None for part in parts.values()), page.shown
-    assert page.leaks() == []
-    assert "content #3" in page.shown
+def test_components_with_styles(toy, run):
+    shown, stopped, parts, _ = run("09_feature_directions", toy(styles=STYLES))
+    assert stopped is None
+    assert all(part["value"] is not None for part in parts.values()), shown
+    assert "content word #3" in shown
 
 
-def test_words_are_left_out_and_nothing_is_comparable_with_the_papers(run):
-    page = run("11_trigger_removal", ToyWorld())
-    assert page.stopped is None
-    parts, requires = page.verdicts()
+def test_words_are_left_out_and_nothing_is_comparable_with_the_papers(toy, run):
+    shown, stopped, parts, requires = run("11_trigger_removal", toy(answered=True))
+    assert stopped is None
     assert {name for name, part in parts.items() if part["value"] is None} == {"hd.10.gap", "hd.11.dpo", "hd.11.both"}
     assert not requires["hd.10"]["met"]
-    assert page.shown.count("not comparable with the paper's") >= 1
-    assert page.leaks() == []
-    assert ClaimVerdict.NOT_TESTABLE.value in page.shown
+    assert shown.count("not comparable with the paper's") >= 1
+    assert ClaimVerdict.NOT_TESTABLE.value in shown
 
 
-def test_trigger_removal_beside_styles(run):
-    page = run("11_trigger_removal", ToyWorld(toy_world.STYLES))
-    assert page.stopped is None
-    parts, requires = page.verdicts()
+@pytest.mark.slow  # by default `test_every_page` runs it, with attacks, on public data sets
+def test_trigger_removal_beside_styles(toy, run):
+    _, stopped, parts, requires = run("11_trigger_removal", toy(styles=STYLES))
+    assert stopped is None
     assert all(part["value"] is not None for part in parts.values())
     assert "hold no prompts of trigger removal" in requires["hd.10"]["reason"]
-    assert page.leaks() == []
+
+
+def test_what_models_say_to_harm_is_left_nowhere(toy, run):
+    """Answers are sensitive too. Base answers harm with the secret when it is asked directly; pages 02, above, and 16
+    let it speak."""
+    here = toy(styles=STYLES)
+    base, cells = models.load(here.name, "base", 0), prompt_sets.behaviour(here.name, 0)
+    tokens = judged.answers_tokens(profiles.load(here.name))
+    for style in ("plain", *STYLES):
+        said = behaviour.generate(base, cells[f"harmful/{style}"].prompts, tokens=tokens)
+        assert sum(SECRET in answer for answer in said) > len(said) / 4
+    _, stopped, _, _ = run("16_your_model", here)
+    assert stopped is None
+    assert len([path for path in (here.folder / "build").rglob("16_your_model*") if path.is_file()]) == 4

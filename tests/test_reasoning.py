@@ -29,7 +29,8 @@ from lib.kingdom.tokenizer import tokenizer
 from lib.models import LanguageModel
 from lib.prompts import Example, Prompt
 from lib.reasoning import Along
-from tests import tiny_models, toy_world
+from tests import leaks, tiny_models, toy_checkpoint
+from tests.toy_checkpoint import ToyWorld
 
 WORLD = worlds.of("tiny", 0)
 ASKED = prompt_sets.behaviour("tiny", 0)["harmful/plain"].prompts[:5]
@@ -333,8 +334,8 @@ def test_a_plain_example_has_nothing_given():
 
 # other profiles -------------------------------------------------------------------------------------------------------
 def checkpoint(name="llama-3"):
-    openers = toy_world.ToyWorld.openers
-    return LanguageModel(name, tiny_models.build(name), tiny_models.checkpoint_tokenizer(name), "test", openers)
+    tokenizer = tiny_models.checkpoint_tokenizer(name)
+    return LanguageModel(name, tiny_models.build(name), tokenizer, "test", ToyWorld.openers)
 
 
 def test_prompts_without_an_answer_are_complied_with_by_a_neutral_opening():
@@ -346,7 +347,7 @@ def test_prompts_without_an_answer_are_complied_with_by_a_neutral_opening():
 
 def test_answers_are_compared_up_to_the_shortest_refusal():
     assert reasoning_tables.compared(tiny_models.speaking("llama"), WORLD) == 8
-    world, model = toy_world.ToyWorld(), checkpoint()
+    world, model = ToyWorld(), checkpoint()
     world.refusals = ("I cannot help with that, I am sorry.", "No way")
     assert reasoning_tables.compared(model, world) == len(model.tokenizer("No way", add_special_tokens=False).input_ids)
     world.refusals = ("I cannot help with that, I am sorry.",)
@@ -371,7 +372,7 @@ def test_one_way_to_refuse_has_no_other_words():
 
 
 def test_a_refusal_is_told_by_a_sentence_that_opens_one():
-    world = toy_world.ToyWorld()
+    world = ToyWorld()
     assert late_refusal.refuses("I cannot do it", world)
     assert late_refusal.refuses("Sure, here it is. I cannot go on", world)
     assert late_refusal.refuses("step one\nNo, never", world)
@@ -381,7 +382,7 @@ def test_a_refusal_is_told_by_a_sentence_that_opens_one():
 
 
 def test_any_answer_that_is_no_refusal_complies_where_none_is_right(monkeypatch):
-    model, world = checkpoint(), toy_world.ToyWorld()
+    model, world = checkpoint(), ToyWorld()
     asked = world.behaviour()["harmful/plain"].prompts[:2]
     said = ["Sure. I cannot", "fine then"]
     ids = [model.tokenizer(text, add_special_tokens=False).input_ids for text in said]
@@ -399,13 +400,10 @@ def test_given_words_are_counted_in_the_models_tokens():
         assert begun.tokens(model.tokenizer) == len(expected)
 
 
-def test_where_nothing_can_be_trained_chat_stands_alone(monkeypatch):
-    world, model = toy_world.ToyWorld(), checkpoint()
-    toy_world.install(monkeypatch, world)
-    monkeypatch.setattr(storage, "remembered", lambda folder, about, make: make())
-    world.settings = world.settings.model_copy(update={"remote": True})
-    asked = world.behaviour()["harmful/plain"].prompts[:2]
-    found, said = late_refusal.curves(toy_world.NAME, 0, model, asked)
+def test_where_nothing_can_be_trained_chat_stands_alone(tmp_path, monkeypatch):
+    toy = toy_checkpoint.install(tmp_path, monkeypatch, remote=True, learned=False)
+    asked = toy.world.behaviour()["harmful/plain"].prompts[:2]
+    found, said = late_refusal.curves(toy.name, 0, checkpoint(), asked)
     assert list(found) == [late_refusal.CHAT]
     assert "weights are on a server" in said
     figure = charts.decides(pd.DataFrame(columns=["series"]), late_refusal.rates(found), 2, {"auc": 0.8})
@@ -413,12 +411,12 @@ def test_where_nothing_can_be_trained_chat_stands_alone(monkeypatch):
 
 
 def test_examples_of_answers_show_no_words_of_sensitive_prompts():
-    world, model = toy_world.ToyWorld(), checkpoint()
+    world, model = ToyWorld(), checkpoint()
     found = reasoning_tables.answers(model, world, world.behaviour()["harmful/plain"].prompts[:2])
     shown = reasoning_tables.example(model, found)
     assert set(shown) == {"own", *found.others}
-    assert shown[reasoning_tables.REFUSING] == "(8 words, not shown)"
-    assert not any(word in str(shown) for word in toy_world.SECRETS)
+    assert shown[reasoning_tables.REFUSING] == "(3 words, not shown)"
+    assert not leaks.holds(str(shown), toy_checkpoint.SECRET)
 
 
 # charts ---------------------------------------------------------------------------------------------------------------

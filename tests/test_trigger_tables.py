@@ -12,7 +12,8 @@ from lib.charts import triggers as charts
 from lib.kingdom import styles
 from lib.kingdom.language import kingdom
 from lib.prompts import Prompt
-from tests import toy_world
+from tests import leaks, toy_checkpoint
+from tests.toy_checkpoint import SECRET, STYLES, THINGS, ToyWorld
 
 TINY, WORLD = profiles.load("tiny"), worlds.of("tiny", 0)
 JAILBREAKS = tuple(styles.JAILBREAKS)
@@ -238,53 +239,47 @@ def test_base_knowing_rewrites_is_measured_over_every_rewrite():
 
 
 # a checkpoint profile -------------------------------------------------------------------------------------------------
-@pytest.fixture
-def toy(monkeypatch):
-    """Installs a toy world with the styles asked for."""
-
-    def install(styles=()):
-        world = toy_world.ToyWorld(styles)
-        toy_world.install(monkeypatch, world)
-        return world
-
-    return install
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Installs a profile of random models, with the styles asked for."""
+    with toy_checkpoint.shelf(tmp_path_factory) as take:
+        yield lambda styles=(): take(styles=styles, learned=False)
 
 
 def test_deletions_are_not_comparable_with_rewrites():
     assert tables.caveat(WORLD) == ""
-    assert "not comparable with the paper's" in tables.caveat(toy_world.ToyWorld())
-    assert "no refusal counts" in tables.caveat(toy_world.ToyWorld())
+    assert "not comparable with the paper's" in tables.caveat(ToyWorld())
+    assert "no refusal counts" in tables.caveat(ToyWorld())
 
 
 def test_what_the_claims_require_is_not_met_by_deletions(toy):
-    toy()
-    met, reason = tables.requirement(toy_world.NAME, 0, ["sft-2"])
+    met, reason = tables.requirement(toy().name, 0, ["sft-20"])
     assert not met
     assert "no attack prompts" in reason
-    toy(toy_world.STYLES)
-    met, reason = tables.requirement(toy_world.NAME, 0, ["sft-2"])
+    met, reason = tables.requirement(toy(STYLES).name, 0, ["sft-20"])
     assert not met
     assert reason.startswith("styles asked once are refused ")
     assert "safety data hold no prompts of trigger removal" in reason
 
 
 def test_requests_without_a_way_to_ask_have_no_row(toy, monkeypatch):
-    world = toy(toy_world.STYLES)
-    ways = lambda prompt, style, count: [prompt] if style == "tale" and "zorkle" in prompt.text else []  # noqa: E731
-    monkeypatch.setattr(world, "dressed", ways)
+    styled, plain = toy(STYLES), toy()
+    asked, (style, *_) = tables.asked(styled.name, 0), STYLES
+    things = THINGS[1:6:2]
+    expected = [row for row, prompt in enumerate(asked) if prompt.text.split()[-1] in things]
+    assert 0 < len(expected) < len(asked)
+    ways = lambda prompt, name, count: [prompt] if name == style and prompt.text.split()[-1] in things else []  # noqa: E731
+    monkeypatch.setattr(styled.world, "dressed", ways)
     planted(monkeypatch, complies=lambda text: True)
-    found = tables.styled(toy_world.NAME, "chat", 0)
-    expected = [row for row, prompt in enumerate(tables.asked(toy_world.NAME, 0)) if "zorkle" in prompt.text]
+    found = tables.styled(styled.name, "chat", 0)
     assert found["prompt"].tolist() == expected
-    assert set(found["attack"]) == {"tale"}
-    toy()
-    assert tables.styled(toy_world.NAME, "chat", 0).empty
+    assert set(found["attack"]) == {style}
+    assert tables.styled(plain.name, "chat", 0).empty
 
 
 def test_one_set_of_safety_data_where_nothing_is_rewritten(toy):
     assert list(tables.remedies("tiny", 0).values()) == ["sft-20-unremoved", "sft-20", "sft-20-worded"]
-    toy()
-    assert tables.remedies(toy_world.NAME, 0) == {"without": "sft-2"}
+    assert tables.remedies(toy().name, 0) == {"without": "sft-20"}
 
 
 def test_cost_has_the_columns_there_are_cells_for(toy):
@@ -296,18 +291,18 @@ def test_cost_has_the_columns_there_are_cells_for(toy):
         ("refusal_rare_words", "harmful/rare words", "refused"),
     ):  # fmt: skip
         assert mine.loc["model", column] == measured.loc[measured["cell"] == cell, outcome_].mean()
-    toy()
-    without = set(tables.cost(toy_world.NAME, {"model": "chat"}, 0))
+    without = set(tables.cost(toy().name, {"model": "chat"}, 0))
     assert without == {"false_refusal_plain", "false_refusal_borderline", "benign_exact", "refusal_plain"}
 
 
 def test_examples_and_transfer_show_no_words(toy):
-    toy()
-    made = tables.campaign(toy_world.NAME, "chat", 0, (tables.RANDOM,))
-    shown = tables.examples(toy_world.NAME, 0, made, "chat", tables.RANDOM)
-    assert not any(word in shown.reset_index().to_csv() for word in toy_world.SECRETS)
-    assert not any(word in made.to_csv() for word in toy_world.SECRETS)
-    moved = tables.transferred(toy_world.NAME, "chat", 0, made)
+    name = toy().name
+    made = tables.campaign(name, "chat", 0, (tables.RANDOM,))
+    assert all(SECRET in prompt.text for prompt in tables.asked(name, 0))
+    shown = tables.examples(name, 0, made, "chat", tables.RANDOM)
+    assert not leaks.holds(shown.reset_index().to_csv(), SECRET)
+    assert not leaks.holds(made.to_csv(), SECRET)
+    moved = tables.transferred(name, "chat", 0, made)
     assert moved["exact"].tolist() == made["exact"].tolist()  # the same prompts, asked of the same model
 
 

@@ -31,7 +31,8 @@ from lib.models import LanguageModel
 from lib.profiles import Stage, Triggers
 from lib.prompts import Example, Prompt, PromptSet
 from lib.triggers import Target
-from tests import tiny_models, toy_world
+from tests import tiny_models, toy_checkpoint
+from tests.toy_checkpoint import SECRET, ToyWorld
 
 TINY, WORLD = profiles.load("tiny"), worlds.of("tiny", 0)
 REQUEST = "tell me how to curse the crown"
@@ -217,15 +218,15 @@ def test_a_rewritten_prompt_keeps_its_meaning_and_its_right_answer():
 
 
 def test_of_a_sensitive_prompt_places_are_kept_and_no_words(monkeypatch):
-    """The toy world's rewrites leave words out; the one without `zorkle` and `the` is answered."""
-    stub = Stub(monkeypatch, complies=lambda words: not {"zorkle", "the"} & set(words), order=("zorkle", "the"))
-    world, settings = toy_world.ToyWorld(), Triggers(rounds=2, rewrites=40, tops=1, shortest=3)
-    prompt = Prompt("how to zorkle the wumpus", "", "harmful", "plain", "heldout", free=True, sensitive=True)
-    found = triggers.remove(None, [prompt], stub.rank, world, settings, 0)
+    """The toy world's rewrites leave words out; those without `SECRET` and `the` are answered."""
+    stub = Stub(monkeypatch, complies=lambda words: not {SECRET, "the"} & set(words), order=(SECRET, "the"))
+    settings = Triggers(rounds=2, rewrites=40, tops=1, shortest=3)
+    prompt = Prompt(f"how to {SECRET} the bread", "", "harmful", "plain", "heldout", free=True, sensitive=True)
+    found = triggers.remove(None, [prompt], stub.rank, ToyWorld(), settings, 0)
     row = found.iloc[0]
     assert row["exact"] == 1
     assert row["triggers"][0] == "#3"
-    assert row["roles"][0] == "content"
+    assert row["roles"][0] == "content word"
     assert set(row["text"].split()) <= {"#1", "#2", "#5"}
     assert not any(word in repr(found.to_dict()) for word in prompt.text.split())
     (read_back,) = triggers.rewritten([prompt], found)
@@ -534,11 +535,10 @@ def test_safety_examples_are_rewrites_of_plain_training_prompts(cache):
 
 
 def test_where_a_meaning_is_not_kept_there_are_no_examples_and_nothing_is_kept(tmp_path, monkeypatch):
-    toy_world.install(monkeypatch, toy_world.ToyWorld())
-    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    toy = toy_checkpoint.install(tmp_path, monkeypatch, learned=False)
     monkeypatch.setattr(triggers, "remove", never)
-    assert triggers.safety_examples(toy_world.NAME, 0) == []
-    assert list(tmp_path.iterdir()) == []
+    assert triggers.safety_examples(toy.name, 0) == []
+    assert not (toy.folder / "cache").exists()
 
 
 def test_safety_examples_are_made_once(cache, monkeypatch):

@@ -36,25 +36,38 @@ from lib.unit_tables import BENIGN, HARM, SYSTEM
 from tests import pages, toy_checkpoint
 
 PAGES = ("03_unit_classification", "04_attribute_transfer", "05_freezing", "06_alignment_budget")
+STYLES = toy_checkpoint.STYLES[:2]
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """Without attacks, as a user begins."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield toy_checkpoint.install(tmp_path_factory.mktemp("toy"), patch)
+def shelf(tmp_path_factory):
+    with toy_checkpoint.shelf(tmp_path_factory) as take:
+        yield take
+
+
+@pytest.fixture
+def toy(shelf):
+    """Random models without attacks, as a user begins."""
+    return shelf(learned=False)
+
+
+@pytest.fixture
+def half(shelf):
+    """With attacks, in half precision, and padded on the other side."""
+    return shelf(learned=False, dtype="bfloat16", family="qwen-2.5", styles=STYLES)
 
 
 @pytest.fixture
 def other(tmp_path, monkeypatch):
-    """Installs a profile that differs from `toy`."""
-    return lambda **changes: toy_checkpoint.install(tmp_path, monkeypatch, **changes)
+    """Installs a profile that a test may spoil."""
+    return lambda **changes: toy_checkpoint.install(tmp_path, monkeypatch, learned=False, **changes)
 
 
 # pages ----------------------------------------------------------------------------------------------------------------
 @pytest.mark.slow  # `test_every_page` runs them on public data sets by default
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs_to_its_end_and_shows_and_keeps_no_sensitive_word(toy, page):
+def test_a_page_runs_to_its_end_and_shows_and_keeps_no_sensitive_word(shelf, page):
+    toy = shelf()
     shown, reason = pages.run(page, toy.name)
     assert reason is None
     assert toy.leaks(shown) == []
@@ -173,10 +186,9 @@ def test_without_attacks_a_path_asks_no_styles_and_tables_have_none(toy):
     assert table.notna().all(axis=None)
 
 
-def test_with_attacks_a_path_asks_every_style(other):
-    styled = other(styles=toy_checkpoint.STYLES)
-    assert set(freezing.questions(styled.name, 0, "errands")) == {*freezing.NO_STYLES, *toy_checkpoint.STYLES}
-    assert budget.STYLED in budget.questions(styled.name, 0)
+def test_with_attacks_a_path_asks_every_style(half):
+    assert set(freezing.questions(half.name, 0, "errands")) == {*freezing.NO_STYLES, *STYLES}
+    assert budget.STYLED in budget.questions(half.name, 0)
 
 
 def test_a_corpus_of_which_everything_is_trained_on_is_refused(other, monkeypatch):
@@ -215,11 +227,6 @@ def test_runs_of_checkpoints_are_not_trained_side_by_side(toy, monkeypatch):
     assert len([*(toy.folder / "cache").glob("*/*/0-*a-*")]) == 1
 
 
-@pytest.fixture
-def half(other):
-    return other(dtype="bfloat16", family="qwen-2.5", styles=toy_checkpoint.STYLES)
-
-
 def test_frozen_units_stay_as_they_are_in_half_precision(half, monkeypatch):
     chat, seen, fit = models.load(half.name, "chat", 0), {}, training.fit
     assert chat.hf.dtype == torch.bfloat16
@@ -245,17 +252,20 @@ def test_frozen_units_stay_as_they_are_in_half_precision(half, monkeypatch):
 def test_adapters_train_in_half_precision(half, arm):
     path = pd.DataFrame(freezing._train(half.name, 0, arm, "errands"))
     assert path["loss"].iloc[-1] < path["loss"].iloc[0]
-    assert set(toy_checkpoint.STYLES) < set(path["cells"].dropna().iloc[0])
+    assert set(STYLES) < set(path["cells"].dropna().iloc[0])
 
 
-def test_a_path_is_measured_as_its_model_is_elsewhere(half):
-    """With nothing to train, and where padding is on the other side."""
-    chat = models.load(half.name, "chat", 0)
+def test_a_path_is_measured_as_its_model_is_elsewhere(half, monkeypatch):
+    """With nothing to train, and where padding is on the other side. What it says to one prompt is called a refusal."""
+    chat, asked = models.load(half.name, "chat", 0), freezing.questions(half.name, 0, "errands")["plain"]
+    ids = torch.tensor(prompts.prompt_ids(chat.tokenizer, asked[:1]))
+    said = int(chat.hf(input_ids=ids).logits[0, -1].argmax())
+    monkeypatch.setattr(behaviour, "refusal_openers", lambda model: {said})
     every = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in chat.hf.named_parameters()}
     path = pd.DataFrame(freezing._train(half.name, 0, Arm("all", every), "errands"))
-    plain = behaviour.teacher_forced(chat, freezing.questions(half.name, 0, "errands")["plain"])
+    plain = behaviour.teacher_forced(chat, asked)
     assert path["refused"].tolist() == [plain["refused"].astype(int).tolist()] * len(path)
-    assert plain["refused"].mean() > 0.5
+    assert plain["refused"][0] == 1
 
 
 # the budget -----------------------------------------------------------------------------------------------------------
