@@ -17,7 +17,6 @@ from lib import (
     prompts,
     reasoning,
     reasoning_tables,
-    storage,
     training,
     worlds,
 )
@@ -317,10 +316,10 @@ def test_the_loss_is_where_the_head_is():
 
 
 def test_an_example_with_a_beginning_shows_no_word_of_what_must_not_be_shown():
-    (prompt, *_) = toy_world.ToyWorld().behaviour()["harmful/plain"].prompts
+    (prompt, *_) = toy_checkpoint.ToyWorld().behaviour()["harmful/plain"].prompts
     example = late_refusal.Begun(prompt, f"Sure, to {prompt.text.split()[2]} it I cannot", given=3)
     for shown in (repr(example), str([example]), f"{example}"):
-        assert not any(word in shown for word in toy_world.SECRETS)
+        assert toy_checkpoint.SECRET not in shown
         assert "given=3" in shown
 
 
