@@ -300,4 +300,4 @@ tables.text(claims.verdict_table(judged).set_index("part"))
 provenance.versions()
 
 # %% [markdown]
-# Previous: [10 Direction dynamics](10_direction_dynamics.ipynb). Next: [14 Published numbers](14_published_numbers.ipynb). Map: [00 Index](00_index.ipynb).
+# Previous: [10 Direction dynamics](10_direction_dynamics.ipynb). Next: [12 One mechanism](12_one_mechanism.ipynb). Map: [00 Index](00_index.ipynb).
