@@ -16,7 +16,6 @@ done
 if [ "$slow" = yes ]; then
   exec "$PYTHON" -m pytest "$@"
 fi
-# One process a core and one thread a process, whatever a profile asks for: models this small gain nothing from more
-# threads. A file's tests stay in one process, which makes its models once. Slow tests want the machine for themselves.
-export OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1
-exec "$PYTHON" -m pytest -m "not slow" -n auto --dist loadfile "$@"
+# One process a core and one thread a process: models this small gain nothing from more threads. A file's tests stay in
+# one process, which makes its models once. Slow tests want the machine for themselves.
+OMP_NUM_THREADS=1 exec "$PYTHON" -m pytest -m "not slow" -n auto --dist loadfile "$@"

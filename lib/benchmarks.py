@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,11 @@ import torch
 
 from lib import models, paths, prompt_sets, prompts, residual, storage, tracing
 from lib.errors import InputError
+from lib.manifest import row, time_row
 
 Row = dict[str, Any]
 _COMMAND = "python -m lib.benchmarks"
 _PIPELINE = [sys.executable, "-m", "lib.pipeline"]
-
-
-def row(name: str, values: Sequence[float], unit: str, budget: float | None, command: str = _COMMAND) -> Row:
-    """Median and spread (smallest, largest) of repeated measurements; `budget` is the most it may be."""
-    middle, low, high = (float(f"{x:.4g}") for x in (statistics.median(values), min(values), max(values)))
-    return {
-        "name": name, "value": middle, "unit": unit, "budget": budget, "command": command, "n": len(values),
-        "spread": [low, high],
-    }  # fmt: skip
 
 
 def _cpu(action: Callable[[], object]) -> float:
@@ -69,7 +61,9 @@ def trace_overhead(repeats: int = 41) -> Row:
     def bare() -> object:
         return plain(**encoding, use_cache=False)
 
-    return row("trace reading every layer / plain forward, batch 64", ratios(traced, bare, repeats), "ratio", 1.10)
+    return row(
+        "trace reading every layer / plain forward, batch 64", ratios(traced, bare, repeats), "ratio", 1.10, _COMMAND
+    )
 
 
 def residual_svd(repeats: int = 5) -> list[Row]:
@@ -90,9 +84,15 @@ def residual_svd(repeats: int = 5) -> list[Row]:
     energy = residual.space(shift, centred=False).energy.numpy()
     difference = float(np.abs(np.sqrt(energy) / released()[: len(energy)] - 1).max())
     return [
-        row("residual SVD of 700 x 4096, one layer", here, "s", 0.1),
-        row("residual SVD / (least squares + full SVD)", [statistics.median(here) / t for t in there], "ratio", 0.02),
-        row("largest relative difference of their singular values", [difference], "", 1e-4),
+        row("residual SVD of 700 x 4096, one layer", here, "s", 0.1, _COMMAND),
+        row(
+            "residual SVD / (least squares + full SVD)",
+            [statistics.median(here) / t for t in there],
+            "ratio",
+            0.02,
+            _COMMAND,
+        ),
+        row("largest relative difference of their singular values", [difference], "", 1e-4, _COMMAND),
     ]
 
 
@@ -130,10 +130,7 @@ def full_run() -> list[Row]:
         row("base training", [trained["base"]["seconds"]], "s", 120, command),
         row("set-up", [float((paths.ROOT / ".venv" / ".seconds").read_text())], "s", 180, "./run_all.sh"),
     ]
-    return rows + [
-        row(f"kingdom: {name}", [entry["seconds"]], "s", None if name == "models" else 60, command)
-        for name, entry in sorted(times.items())
-    ]
+    return rows + [time_row("kingdom", name, entry["seconds"]) for name, entry in sorted(times.items())]
 
 
 def main() -> int:

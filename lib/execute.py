@@ -139,13 +139,17 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def quiet_warnings() -> str:
+    """PYTHONWARNINGS for a kernel: the user's, and none of tqdm's on import without ipywidgets."""
+    return ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))
+
+
 def _kernel_environment(home: Path) -> None:
     """What the kernel is to see: this checkout's `lib`, fixed hashes, and none of the user's start-up files."""
     home.mkdir(parents=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONHASHSEED"] = "0"
-    quiet = "ignore:IProgress not found"  # tqdm's, on import without ipywidgets
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
+    os.environ["PYTHONWARNINGS"] = quiet_warnings()
     os.environ["IPYTHONDIR"] = str(home / "ipython")
     os.environ["JUPYTER_RUNTIME_DIR"] = str(home / "runtime")
     os.environ.pop("MPLBACKEND", None)

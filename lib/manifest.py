@@ -1,13 +1,15 @@
 """What a run took and with what it was made: `build/<profile>/seed-<n>/manifest.json`, and the times it lets us expect.
 
 Owns seconds, memory, versions and status of every notebook of one run folder, and which models and data it took; they
-stay out of the notebooks, so that a rerun is byte-equal. No environment variables, no absolute paths.
+stay out of the notebooks, so that a rerun is byte-equal. Owns the rows of `data/results/benchmarks.json`, too, where
+publishing puts those seconds. No environment variables, no absolute paths.
 """
 
 import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from lib import paths, provenance, storage
 MODELS = "models"
 PACKAGES = (*provenance.NUMERIC, "papermill", "jupytext")
 BENCHMARKS = paths.RESULTS / "benchmarks.json"
+NOTEBOOK_SECONDS = 60  # what one is to take at most with its models at hand
 
 
 def _file(profile: str, seed: int) -> Path:
@@ -94,17 +97,44 @@ def _seconds(value: dict[str, Any], name: str) -> float | None:
     return entry.get("seconds") if entry and done else None
 
 
-def _published(profile: str, name: str) -> float | None:
-    """Seconds from the published benchmarks, whose rows are named "kingdom: 07_residual_space"."""
-    try:
-        rows = json.loads(BENCHMARKS.read_text(encoding="utf-8"))
-        return next((row["value"] for row in rows if row["name"] == f"{profile}: {name}"), None)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def expected(profile: str, seed: int, name: str) -> float | None:
     """Seconds `name` took last: in this run folder, in another seed's, or in the published benchmarks."""
     files = [_file(profile, seed), *sorted((paths.BUILD / profile).glob("seed-*/manifest.json"))]
     found = (_seconds(_read(path), name) for path in files)
-    return next((seconds for seconds in found if seconds is not None), _published(profile, name))
+    return next((seconds for seconds in found if seconds is not None), published_times(profile).get(name))
+
+
+# Published ------------------------------------------------------------------------------------------------------------
+def row(name: str, values: Sequence[float], unit: str, budget: float | None, command: str) -> dict[str, Any]:
+    """One row of the published benchmarks: median and spread (smallest, largest) of repeated measurements; `budget` is
+    the most it may be."""
+    middle, low, high = (float(f"{x:.4g}") for x in (statistics.median(values), min(values), max(values)))
+    return {
+        "name": name, "value": middle, "unit": unit, "budget": budget, "command": command, "n": len(values),
+        "spread": [low, high],
+    }  # fmt: skip
+
+
+def time_row(profile: str, name: str, seconds: float) -> dict[str, Any]:
+    """The row of what a notebook, or `models`, took in a run."""
+    return row(f"{profile}: {name}", [seconds], "s", None if name == MODELS else NOTEBOOK_SECONDS, "./run_all.sh")
+
+
+def published_times(profile: str) -> dict[str, float]:
+    """Seconds by notebook, and `models`, from the published benchmarks; empty where they cannot be read."""
+    try:
+        rows = json.loads(BENCHMARKS.read_text(encoding="utf-8"))
+        named = {row["name"].partition(": ")[::2]: row["value"] for row in rows}
+        return {name: seconds for (owner, name), seconds in named.items() if owner == profile and name}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def publish_times(profile: str, seed: int, names: Sequence[str]) -> None:
+    """Put what these notebooks took in a run among the published benchmarks; rows of others stay as they are."""
+    value = _read(_file(profile, seed))
+    took = {name: seconds for name in names if (seconds := _seconds(value, name)) is not None}
+    new = {f"{profile}: {name}": time_row(profile, name, seconds) for name, seconds in sorted(took.items())}
+    old = storage.read_json(BENCHMARKS) if BENCHMARKS.is_file() else []
+    kept = [new.pop(row["name"], row) for row in old]
+    storage.write_json(BENCHMARKS, [*kept, *new.values()])

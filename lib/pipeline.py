@@ -1,7 +1,8 @@
 """The command line: `./run_all.sh` is `python -m lib.pipeline`.
 
-Owns the options, what is shown before and after a run, publishing, and that one run at a time works in a checkout. The
-tasks themselves are in `dodo`. It imports no tensor library, so a run with nothing to do takes a second or two.
+Owns the options, what is shown before and after a run, and that one run at a time works in a checkout. The tasks
+themselves are in `dodo`, what readers get of them in `publishing`. It imports no tensor library, so a run with nothing
+to do takes a second or two.
 """
 
 import argparse
@@ -17,9 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lib import dodo, jobs, notebooks, paths, profiles, provenance, run_profiles, storage, workers
+from lib import dodo, notebooks, paths, profiles, provenance, publishing, run_profiles, storage, workers
 from lib.errors import InputError, unknown
-from lib.execute import Slot
+from lib.execute import Slot, quiet_warnings
 from lib.jobs import Job
 from lib.manifest import MODELS, expected
 from lib.notebooks import Notebook, Value
@@ -60,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         ("--lab", "open JupyterLab in this environment"),
     ):
         other.add_argument(name, action="store_true", help=text)
+    about = "let README.md link to what that commit holds, on nbviewer; runs nothing"
+    other.add_argument("--links", metavar="OWNER/REPO@COMMIT", help=about)
     return parser
 
 
@@ -214,44 +217,6 @@ def clean(profile: str, seeds: Sequence[int], chosen: Sequence[Notebook], everyt
         (paths.RUN_PROFILES / f"{profile}.yaml").unlink(missing_ok=True)
 
 
-def _copy(source: Path, target: Path) -> None:
-    with storage.replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
-def publish(wanted: Sequence[Job]) -> None:
-    """Copy what finished runs made into the repository: results of every seed, and what readers see of seed 0, last."""
-    from lib import readme  # here, because it brings matplotlib, and most calls publish nothing
-
-    for job in wanted:
-        if job.slot.result.is_file():
-            _copy(job.slot.result, paths.result_file(paths.published_results(job.profile, job.seed), job.notebook.name))
-    for profile in {job.profile for job in wanted}:
-        _copy(jobs.ledger_file(profile), paths.RESULTS / profile / "ledger.json")
-        readme.write(storage.read_json(jobs.ledger_file(profile)))
-    for job in (job for job in wanted if job.seed == 0):
-        figures = {path.name: path for path in job.slot.figures if path.suffix in (".png", ".svg", ".csv")}
-        for name, path in figures.items():
-            _copy(path, paths.FIGURES / name)
-        for old in paths.FIGURES.glob(f"{job.notebook.name}.*"):
-            if old.name not in figures:
-                old.unlink()
-        _copy(job.slot.executed, paths.NOTEBOOKS / f"{job.notebook.name}.ipynb")
-    print(f"published {len(wanted)} notebook runs into data/results, figures and notebooks")
-
-
-def write_html(wanted: Sequence[Job]) -> None:
-    """Every executed notebook of the run as a page of its own, and an index."""
-    for seed in sorted({job.seed for job in wanted}):
-        mine = [job for job in wanted if job.seed == seed and job.slot.executed.is_file()]
-        folder = paths.run_folder(wanted[0].profile, seed) / "html"
-        pages = {job.notebook.name: job.notebook.title for job in mine}
-        for job in mine:
-            storage.write_text(folder / f"{job.notebook.name}.html", notebooks.to_html(job.slot.executed))
-        storage.write_text(folder / "index.html", notebooks.html_index(f"{wanted[0].profile}, seed {seed}", pages))
-        print(f"HTML: {(folder / 'index.html').relative_to(paths.ROOT).as_posix()}")
-
-
 def run(wanted: Sequence[Job], options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Bring everything up to date; 0 when it is, 1 when something failed."""
     with alone():
@@ -263,9 +228,9 @@ def run(wanted: Sequence[Job], options: argparse.Namespace, arguments: Sequence[
         done, failed = current.progress.done, current.progress.failed
         print(f"{done - failed} done, {current.progress.current} notebooks up to date, {failed} failed")
         if options.html:
-            write_html(wanted)
+            publishing.write_html(wanted)
         if options.publish and good:
-            publish(wanted)
+            publishing.publish(wanted)
         elif options.publish:
             print("error: nothing was published, because something failed", file=sys.stderr)
         return 0 if good else 1
@@ -278,7 +243,13 @@ def lab_command() -> list[str]:
 def dispatch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.lab:
         os.chdir(paths.ROOT)
+        os.environ["PYTHONWARNINGS"] = quiet_warnings()
         os.execv(sys.executable, lab_command())
+    if options.links is not None:
+        publishing.check_links(options)
+        with alone():
+            publishing.link(options.profile, options.links)
+        return 0
     _count(options.jobs)
     workers.runner()
     options.profile = choose_profile(options)

@@ -1,11 +1,13 @@
-"""The summary of the ledger on the repository's first page, between two marks. Nothing else of that page is touched."""
+"""What is generated on the repository's first page, between marks: the ledger in short, and the table of notebooks.
+Nothing else of that page is touched."""
 
-from lib import ledger, ledger_tables, paths, storage
+from lib import ledger, ledger_tables, page_table, paths, storage
 from lib.claims import Row
 from lib.errors import InputError
 
 PAGE = paths.ROOT / "README.md"
 BEGIN, END = "<!-- ledger: written by ./run_all.sh --publish -->", "<!-- end of ledger -->"
+BEGIN_PAGES, END_PAGES = "<!-- notebooks: written by ./run_all.sh --publish -->", "<!-- end of notebooks -->"
 
 
 def summary(found: Row) -> str:
@@ -18,14 +20,23 @@ def summary(found: Row) -> str:
     return "\n".join([ledger.headline(found), "", *lines, "", *points])
 
 
-def filled(page: str, found: Row) -> str:
-    """The page with the summary of this ledger between its marks; `InputError` unless each mark stands there once."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise InputError(f"{PAGE.name} must hold {BEGIN} once and {END} once after it; put the marks back")
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{summary(found)}\n{END}{rest.partition(END)[2]}"
+def filled(page: str, found: Row, place: str | None = None) -> str:
+    """The page with this ledger and its notebooks between the marks; `InputError` unless each mark stands there once.
+
+    `place` is the commit that nbviewer is to show, as `OWNER/REPO@COMMIT`; None leaves links as they are, or out.
+    """
+    table = page_table.text(found, page, place or page_table.place_of(page))
+    page = _between(page, BEGIN, summary(found), END)
+    return _between(page, BEGIN_PAGES, table, END_PAGES)
 
 
-def write(found: Row) -> None:
-    """Put the summary of this ledger on the page."""
-    storage.write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), found))
+def _between(page: str, begin: str, text: str, end: str) -> str:
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise InputError(f"{PAGE.name} must hold {begin} once and {end} once after it; put the marks back")
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+
+
+def write(found: Row, place: str | None = None) -> None:
+    """Put what this ledger says on the page; see `filled`."""
+    storage.write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), found, place))

@@ -102,7 +102,9 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     words = [*_SPECIAL, *(f"w{i}" for i in range(len(_SPECIAL), min(vocabulary, 4096)))]
     raw = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[-1]))
     raw.pre_tokenizer = WhitespaceSplit()
-    made = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token=words[-1]
+    )
     made.chat_template = _TEMPLATE
     return made
 

@@ -145,6 +145,8 @@ def test_ids_are_the_templates_with_exactly_one_bos(family, opened):
         turns = [{"role": "user", "content": prompt.text}]
         text = words.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         expected = words.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+        lead = prompts.lead_in(words)  # what the template writes before every answer, see test_prompts
+        row = row[: len(row) - len(lead)]
         if not style.has_bos:
             assert words.bos_token_id is None
             assert row == expected

@@ -113,8 +113,9 @@ FIRST_PAGE = """
 from lib import paths, storage
 
 
-def write(found):
-    storage.write_text(paths.ROOT / "README.md", "rows: " + ", ".join(found["rows"]))
+def write(found, place=None):
+    where = f" at {place}" if place else ""
+    storage.write_text(paths.ROOT / "README.md", "rows: " + ", ".join(found["rows"]) + where)
 """
 LEDGER = """\
 from lib import storage
@@ -355,6 +356,16 @@ def test_options_that_cannot_be_used(tree):
         "--profile tiny --publish": "not published",
         "--profile kingdom --publish --param size=4": "leave out --publish or --param",
         "--profile tiny --lab --list": "not allowed with",
+        "--links a/b@" + 40 * "0" + " --list": "not allowed with",
+        "--links": "expected one argument",
+        "--links a/b": "'a/b' is not OWNER/REPO@COMMIT, with all 40 digits",
+        "--links a/b@main": "`git rev-parse HEAD` prints it",
+        "--links https://github.com/a/b@" + 40 * "0": "is not OWNER/REPO@COMMIT",
+        "--links a/b@" + 7 * "0": "is not OWNER/REPO@COMMIT",
+        "--links a/b@" + 40 * "0" + " --publish": "publish, commit, then link to that commit",
+        "--links a/b@" + 40 * "0" + " --only 1": "--links runs nothing and goes alone",
+        "--links a/b@" + 40 * "0" + " --profile tiny": "profile 'tiny' is not published",
+        "--links a/b@" + 40 * "0": "nothing is published yet; ./run_all.sh --publish does it",
     }
     code = textwrap.dedent("""
         import contextlib, io, json, sys
@@ -531,9 +542,15 @@ def test_publish(tree):
     assert seen(out) == ["models", "01_alpha", "models", "01_alpha", "ledger"]
     changed = {line[3:] for line in git(tree, "status", "--porcelain", "-uall").splitlines()}
     figures = {f"figures/01_alpha.one.{suffix}" for suffix in ("png", "svg", "csv")}
-    results = {"data/results/kingdom/ledger.json"} | {f"data/results/kingdom/seed-{n}/01_alpha.json" for n in (0, 1)}
+    results = {"data/results/kingdom/ledger.json", "data/results/benchmarks.json"} | {
+        f"data/results/kingdom/seed-{n}/01_alpha.json" for n in (0, 1)
+    }
     assert changed == figures | results | {"notebooks/01_alpha.ipynb", "README.md"}
     assert (tree / "README.md").read_text() == "rows: 01_alpha seed 0, 01_alpha seed 1"
+    took = json.loads((tree / "build/kingdom/seed-0/manifest.json").read_text())["notebooks"]["01_alpha"]["seconds"]
+    (time_row,) = json.loads((tree / "data/results/benchmarks.json").read_text())
+    assert (time_row["name"], time_row["unit"]) == ("kingdom: 01_alpha", "s")
+    assert time_row["value"] == pytest.approx(took, rel=1e-3)
     published = tree / "notebooks/01_alpha.ipynb"
     assert "injected-parameters" not in published.read_text()
     source = published.with_suffix(".py").read_text()
@@ -548,6 +565,10 @@ def test_publish(tree):
         "15_ledger"
     ]  # the ledger rests on what is published
     assert git(tree, "status", "--porcelain") == ""
+    place = "someone/anatomy@" + git(tree, "rev-parse", "HEAD").strip()
+    assert run(tree, "--links", place, profile="kingdom")[0] == f"README.md links to {place}\n"
+    assert (tree / "README.md").read_text() == f"rows: 01_alpha seed 0, 01_alpha seed 1 at {place}"
+    assert git(tree, "status", "--porcelain") == " M README.md\n"
 
 
 def wait_for_kernel(tree: Path) -> int:
@@ -719,7 +740,7 @@ def test_more_than_one_copy_of_a_job_is_refused(tree):
 
 
 def test_a_job_with_fewer_cpus_than_threads_is_named_once(tree):
-    edit(tree / "data/profiles/tiny.yaml", "threads: 2", "threads: 1000")
+    edit(tree / "data/profiles/tiny.yaml", "threads: 1", "threads: 1000")
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     _, err = run(tree, "--only", "1,2", runner="env SLURM_JOB_ID=12 SLURM_STEP_ID=0 SLURM_CPUS_PER_TASK=1")
     assert err == (

@@ -333,7 +333,7 @@ def test_models_of_a_made_profile_are_checked_against_each_other(home, tmp_path)
         role: {"origin": str(tmp_path / role), "source": "given"} for role in ("base", "chat")
     }  # fmt: skip
     assert organism.given(profiles.load(name))["chat"].name == str(tmp_path / "chat")
-    with pytest.raises(InputError, match="take models of one architecture"):
+    with pytest.raises(InputError, match="take models of one vocabulary"):
         models.build(run_profiles.make("checkpoint", "base", "qwen", None, tmp_path), 0)
     weights = sum(one.numel() for one in tiny_models.build("llama-3", 0).parameters())
     assert sources.weights(tmp_path / "base").numbers == weights

@@ -549,7 +549,7 @@ def test_safety_examples_are_made_once(cache, monkeypatch):
 
 def test_damaged_safety_examples_are_made_again(cache, monkeypatch):
     first = triggers.safety_examples("tiny", 0)
-    (folder,) = (cache / "removed" / "tiny").iterdir()
+    (folder,) = (cache / "removed" / "tiny").glob("[!.]*")
     (folder / "value.json").write_text("[]")
     with pytest.warns(UserWarning, match="it will be made again"):
         assert triggers.safety_examples("tiny", 0) == first

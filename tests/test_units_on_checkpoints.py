@@ -83,7 +83,7 @@ def test_a_page_that_needs_weights_stops_where_there_are_none(other, monkeypatch
     remote = other(remote=True)
     for page in PAGES:
         assert "its weights are on a server" in pages.run(page, remote.name)[1]
-    assert not (remote.folder / "cache").exists()
+    assert not [path for path in (remote.folder / "cache").rglob("[!.]*") if path.is_file()]  # locks are hidden files
 
 
 # scores and panels ----------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_a_free_request_is_scored_by_refusing_against_every_other_token(toy):
     assert all(prompt.free for prompt in asked)
     openers = {next(iter(chat.tokenizer(text, add_special_tokens=False)["input_ids"])) for text in chat.openers}
     names = {f"model.layers.{layer}.mlp.down_proj": ("neuron", layer) for layer in range(chat.layers)}
-    plain, total = models.load(toy.name, "chat", 0).hf, dict.fromkeys(names.values(), 0.0)
+    plain, total = models.load(toy.name, "chat", 0).hf.requires_grad_(True), dict.fromkeys(names.values(), 0.0)
     for prompt in asked:
         kept = {}
 
