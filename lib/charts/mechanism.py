@@ -61,7 +61,7 @@ def followed(found: Followed, model: str, block: int) -> Figure:
     if len(found.answer):
         curves(answer, found.answer, "word", "distance", "answer", _ANSWERS, {reasoning_tables.NEITHER: ":"})
         answer.legend(fontsize=8, title="distance to an answer that is", title_fontsize=8)
-    answer.set(title="4 Its answer (SSAH: reasoning direction)", xlabel="word of its own answer")
+    answer.set(title="4 Its answer (SSAH: states)", xlabel="word of its own answer")
     answer.set(ylabel="cosine distance", ylim=(0, None))
     figure.suptitle(f"One harmful prompt in {model}, by the four methods", fontsize=11)
     return figure
@@ -91,7 +91,7 @@ def switch(
              ylabel="share of prompts")  # fmt: skip
     left.legend(fontsize=8)
     _stacked(right, outcomes)
-    right.set_title(f"Outcomes, block {block} (exact: every word right)")
+    right.set_title("Outcomes (exact: every word right)")
     return figure
 
 
@@ -103,7 +103,9 @@ def _stacked(axis: Axes, table: pd.DataFrame) -> None:
         part = table[table["outcome"] == outcome].set_index(["side", "condition"])["share"].loc[names].to_numpy()
         axis.bar(range(len(names)), part, bottom=base, color=colour, label=OUTCOME_NAMES[outcome], width=0.8)
         base = base + part
-    axis.set_xticks(range(len(names)), [f"{side},\n{condition}" for side, condition in names], fontsize=8)
+    axis.set_xticks(
+        range(len(names)), [f"{side},\n" + condition.replace(" in ", "\nin ") for side, condition in names], fontsize=8
+    )
     axis.set(ylim=(0, 1), ylabel="share of prompts")
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
 
@@ -165,7 +167,7 @@ def bridge(
     middle.set_xlabel("share of harmful - benign on C1")
     _intervals(right, {name: (one.way, one.draws) for name, one in moved.items()}, COLOURS["vermilion"])
     right.axvline(bound, color="0.3", linestyle="--", linewidth=1)
-    right.set_title("Way of harmful prompts on C1 when the group\nis removed (dashed: bar; grey: random units)")
+    right.set_title("Way on C1 without the group\n(dashed: bar; grey: random units)")
     right.set_xlabel("from harmful (0) to benign (1)")
     return figure
 
