@@ -28,7 +28,7 @@ def model(profile: str, seed: int) -> LanguageModel:
     models.check_trainable(settings)
     start = models.load(profile, "chat", seed)
     folder, about = _place(settings, seed)
-    hf = copy.deepcopy(start.hf)
+    hf = copy.deepcopy(start.hf).requires_grad_(True)
     if storage.damage(folder) is None:
         load_model(hf, folder / _WEIGHTS)
     else:

@@ -136,6 +136,7 @@ found = [len(raw), len(scu), sorted(scu.index) == sorted(first)]
 """
 
 
+@pytest.mark.slow
 def test_a_new_score_has_its_closed_form_and_ranks_units(tree):
     apply(tree, SCORE)
     units, chosen, first = told(tree, own_tests("test_unit_scores.py", "closed_forms and offset and not gqa") + RANK)
