@@ -488,7 +488,13 @@ lost.pivot(index="group", columns="removed", values="lost").loc[list(groups)].ro
 # %%
 results.fact("flips_by_block", {name: one.to_dict("list") for name, one in swaps.items()})
 results.fact("interventions", outcome.round(4).to_dict("list"))
-results.fact("direct_effects", links.summary(written, moved).to_dict("records"))
+results.fact(
+    "direct_effects",
+    links.summary(written, moved)
+    .astype(object)
+    .replace({float("nan"): None})
+    .to_dict("records"),
+)
 results.fact(
     "carried", {role: one.round(4).to_dict("list") for role, one in carried.items()}
 )
