@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from lib import batches, prompt_sets, prompts, stats, tracing, worlds
+from lib import batches, processes, prompt_sets, prompts, stats, tracing, worlds
 from lib.edits import Edit
 from lib.errors import InputError
 from lib.margins import ANYTHING, margins
@@ -23,6 +24,8 @@ from lib.models import LanguageModel
 from lib.prompts import Prompt, PromptSet
 
 Edits = Mapping[tuple[str, int], Edit]
+_CPU_BATCH = 32  # prompts in one forward at most
+_SCORED = 2**22  # logits that are scored at once: 16 MB
 OUTCOMES = ("refused", "exact", "wrong")
 LONGEST_ANSWER = 24  # tokens; the longest right answer of the kingdom has 17 with its end
 
@@ -78,15 +81,26 @@ def _score_rows(
     """For each row, whose answer is its last `length` tokens: first token said, whether all are right, mean NLL.
 
     `logits` may be those of the last tokens only, of one more than the longest answer has. Of each row, only those of
-    its answer are made float32, and on the CPU: all of them take gigabytes where a vocabulary is large.
+    its answer are made float32, on the CPU and some at a time: all take gigabytes where a vocabulary is large.
     """
-    scored = []
-    for row, length in enumerate(lengths):
-        said, wanted = logits[row, -length - 1 : -1].cpu().float(), ids[row, -length:]
-        best = said.argmax(-1)
-        loss = torch.nn.functional.cross_entropy(said, wanted).item()
-        scored.append((int(best[0]), bool((best == wanted).all()), loss))
-    return scored
+    counts = torch.tensor(lengths)
+    row = torch.repeat_interleave(torch.arange(len(lengths)), counts)
+    place = torch.cat([torch.arange(-length, 0) for length in lengths])  # from the end
+    best, loss = torch.empty_like(row), torch.empty(len(row))
+    wanted = ids[row, place]
+    for some in torch.arange(len(row)).split(max(1, _SCORED // logits.shape[-1])):
+        said = logits[row[some], place[some] - 1].cpu().float()
+        best[some], loss[some] = said.argmax(-1), cross_entropy(said, wanted[some], reduction="none")
+    right = torch.zeros(len(lengths), dtype=torch.long).index_add(0, row, (best == wanted).long()) == counts
+    mean = torch.zeros(len(lengths)).index_add(0, row, loss) / counts
+    return list(zip(best[counts.cumsum(0) - counts].tolist(), right.tolist(), mean.tolist(), strict=True))
+
+
+def _at_once(model: LanguageModel, most: int) -> int:
+    """How many prompts one forward takes: `most`, fewer on a CPU, where what lies between operations is to stay in a
+    core's cache. Batches of 256 took half as long again there."""
+    on_cpu = not model.remote and processes.device(model.hf).type == "cpu"
+    return min(_CPU_BATCH, most) if on_cpu else most
 
 
 def refusal_openers(model: LanguageModel) -> set[int]:
@@ -131,6 +145,7 @@ def teacher_forced(
     Greedy decoding gives the right answer exactly when every one of its tokens is the likeliest after those before it,
     and refuses exactly when the likeliest first token opens a refusal. A test holds this to generation. `logits` runs
     models that cannot be traced, such as one with a learned prefix; without it the model is traced with `edits`.
+    `batch` is the most prompts in one forward.
     """
     before, after = prompts.prompt_ids(model.tokenizer, asked), answer_ids(model, asked)
     openers = refusal_openers(model)
@@ -146,7 +161,7 @@ def teacher_forced(
         assert read is not None
         return _score_rows(read, encoding["input_ids"], answers)
 
-    for rows, found in batches.halving(prompts.by_length(lengths, batch), lengths, score):
+    for rows, found in batches.halving(prompts.by_length(lengths, _at_once(model, batch)), lengths, score):
         scored |= zip(rows, found, strict=True)
     first, exact, nll = zip(*(scored[row] for row in range(len(before))), strict=True)
     refused = [token in openers for token in first]
@@ -174,7 +189,7 @@ def first_tokens(
         logits: Any = tracing.forward(model.traced, encoding, edits=edits, logits="last").logits
         return logits.cpu().float()
 
-    for rows, logits in batches.halving(prompts.by_length(lengths, batch), lengths, last):
+    for rows, logits in batches.halving(prompts.by_length(lengths, _at_once(model, batch)), lengths, last):
         likeliest[rows] = logits.argmax(-1)
         margin[rows] = margins(logits, openers, right[rows])
     refused = torch.isin(likeliest, openers)

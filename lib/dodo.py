@@ -105,7 +105,7 @@ class Run:
         self, wanted: Sequence[Job], parallel: int, command: Sequence[str], runner: Sequence[str] = ()
     ) -> None:
         self.jobs, self.parallel = wanted, parallel
-        self.workers = Workers(runner)
+        self.workers = Workers(runner, parallel)
         self._lock, self._told = threading.Lock(), False  # whether the runner's CPUs have been spoken of
         self.runs = sorted({(job.profile, job.seed) for job in wanted})
         self.manifests = {run: Manifest(*run, command) for run in self.runs}
@@ -165,7 +165,10 @@ class Run:
             task["actions"] = [(self._models, [name, profile, seed])]
             task["uptodate"] = [(lambda *run: not self._needed(*run), [profile, seed])]
             tasks.append(task)
-            for job in self._users(profile, seed):  # one that is up to date does not care whether models can be made
+            users = self._users(profile, seed)
+            if self.parallel > 1:  # else one that takes long may start last, and run alone
+                users.sort(key=lambda job: -(job.expected() or 0.0))
+            for job in users:  # one that is up to date does not care whether models can be made
                 waits = job.notebook.uses_models and job.slot.stale(job.key())
                 tasks.append(self._one(job, name if waits else None))
         return tasks
@@ -194,11 +197,13 @@ class Run:
         return report
 
     def _compare_cpus(self, profile: str, report: dict[str, Any]) -> None:
-        """Say once when the runner gives a job another number of CPUs than the profile has threads. The profile's
-        number stays, because results rest on it to their last bit."""
-        threads = profiles.load(profile).threads
+        """Say once when the runner gives a job fewer CPUs than the profile has threads, or more than it has use for.
+        The profile's number stays, because results rest on it to their last bit."""
+        settings = profiles.load(profile)
+        threads = settings.threads
         given = report.get("cpus", threads)
-        if not self.workers.prefix or given == threads or (given > threads and "slurm_job" not in report):
+        useful = given > threads and ("slurm_job" not in report or isinstance(settings, profiles.Trained))
+        if not self.workers.prefix or given == threads or useful:  # small models are trained side by side
             return
         with self._lock:
             told, self._told = self._told, True

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from lib import notebooks, paths, storage
+from lib import cpus, notebooks, paths, storage
 from lib.errors import InputError, NotHere
 
 
@@ -149,6 +149,7 @@ def _kernel_environment(home: Path) -> None:
     home.mkdir(parents=True)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONHASHSEED"] = "0"
+    os.environ["TQDM_DISABLE"] = "1"  # bars would be part of the executed notebook
     os.environ["PYTHONWARNINGS"] = quiet_warnings()
     os.environ["IPYTHONDIR"] = str(home / "ipython")
     os.environ["JUPYTER_RUNTIME_DIR"] = str(home / "runtime")
@@ -316,17 +317,10 @@ def peak_mb() -> float:
     return round(sum(both) * unit / 1e6, 1)
 
 
-def cpus() -> int:
-    """How many CPUs this process may use: what it is bound to, or what SLURM has granted it if that is less."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    granted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or bound
-    return min(bound, int(granted))
-
-
 def _place() -> dict[str, Any]:
     """Where this worker runs, for the report."""
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID", "batch")
-    return {"cpus": cpus()} | ({"slurm_job": f"{job}.{step}"} if job else {})
+    return {"cpus": cpus.available()} | ({"slurm_job": f"{job}.{step}"} if job else {})
 
 
 def _only_one(name: str) -> None:

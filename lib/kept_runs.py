@@ -61,8 +61,7 @@ def place(
 def prepare(
     profile: str, follow: Callable[..., object], kept: Callable[..., Place], calls: Sequence[tuple[Any, ...]]
 ) -> None:
-    """`follow(*call)` for each of `calls` whose place, `kept(*call)`, is empty: as many side by side as the profile has
-    threads.
+    """`follow(*call)` for each of `calls` whose place, `kept(*call)`, is empty: side by side, see `threads`.
 
     Each in a process of its own on one thread: for models as small as those trained here that is faster than one run on
     all threads. Runs of checkpoints are left to the caller, one after the other.
@@ -70,4 +69,4 @@ def prepare(
     settings = profiles.load(profile)
     models.check_trainable(settings)
     if isinstance(settings, Trained):
-        side_by_side(follow, [call for call in calls if kept(*call).empty], settings.threads)
+        side_by_side(follow, [call for call in calls if kept(*call).empty])

@@ -25,6 +25,7 @@ from lib.errors import InputError, NotHere, unknown
 from lib.profiles import Checkpoint, Profile, Trained
 from lib.prompts import Prompt
 from lib.remote import Remote
+from lib.threads import side_by_side
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -186,6 +187,11 @@ def _usable(folder: Path, key: str) -> bool:
     return storage.read_seal(folder).get("key") == key
 
 
+def _is_cached(profile: Profile, role: str, seed: int) -> bool:
+    key = organism.key(profile, role, seed)
+    return _usable(_cached(profile, role, key), key)
+
+
 def _save(hf: Any, tokenizer: Any, half: bool, folder: Path, about: dict[str, Any]) -> None:
     """Seal a model in a folder; `half`: in float16, to which its weights have been rounded."""
 
@@ -310,16 +316,19 @@ def _against_shipped(trained: Path, role: str, seed: int) -> str:
 def build(profile: str, seed: int) -> dict[str, dict[str, Any]]:
     """Train every model of the profile that is not in the cache, and compare with what is shipped; returns a report.
 
-    Given checkpoints are checked instead, that they open and fit each other; what else a notebook needs is trained when
+    Several at a time where there are CPUs: what a model is trained from comes before it, or is waited for. Given
+    checkpoints are checked instead, that they open and fit each other; what else a notebook needs is trained when
     it asks, because a large model is not fine-tuned a dozen times for a page that nobody runs.
     """
     settings = profiles.load(profile)
     if isinstance(settings, Checkpoint):
         return _checked(settings)
+    missing = [role for role in organism.roles(settings) if not _is_cached(settings, role, seed)]
+    side_by_side(find, [(settings, role, seed, False) for role in sorted(missing, key=organism.generation)])
     report: dict[str, dict[str, Any]] = {}
     for role in organism.roles(settings):
-        folder, source = find(settings, role, seed, shipped=False)
-        report[role] = {**storage.read_seal(folder), "source": source}
+        folder, _ = find(settings, role, seed, shipped=False)
+        report[role] = {**storage.read_seal(folder), "source": "trained" if role in missing else "cached"}
         if settings.published:
             report[role]["shipped"] = _against_shipped(folder, role, seed)
     return report

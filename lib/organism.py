@@ -89,6 +89,12 @@ def parent(role: str) -> str | None:
     return role.replace("chat", "base").removesuffix(UNREPLAYED) if role.startswith("chat") else "chat"
 
 
+def generation(role: str) -> int:
+    """How many models have to be there before: 0 of base."""
+    before = parent(role)
+    return 0 if before is None else 1 + generation(before)
+
+
 def shots_of(role: str) -> int:
     """The K of a role, 0 where it has none."""
     found = re.search(r"-(\d+)", role)

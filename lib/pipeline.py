@@ -18,13 +18,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lib import dodo, notebooks, paths, profiles, provenance, publishing, run_profiles, storage, workers
+from lib import cpus, dodo, notebooks, paths, profiles, provenance, publishing, run_profiles, storage, workers
 from lib.errors import InputError, unknown
 from lib.execute import Slot, quiet_warnings
 from lib.jobs import Job
 from lib.manifest import MODELS, expected
 from lib.notebooks import Notebook, Value
-from lib.profiles import Checkpoint
+from lib.profiles import Checkpoint, Profile
 
 ABOUT_RUNNER = """\
 environment variable RUNNER: a command put before that of every models and notebook job, split into words like a shell's
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", action="append", default=[], metavar="NOTEBOOK", help="number or name; repeatable, or a comma list")
     add("--from", dest="start", metavar="NOTEBOOK", help="leave out the notebooks before this one")
     add("--param", action="append", default=[], metavar="NAME=VALUE", help="a notebook's parameter; repeatable")
-    add("--jobs", default="1", metavar="N", help="models and notebooks at once (default: 1)")
+    add("--jobs", metavar="N", help="notebooks at once (default: one a CPU for models trained here, otherwise 1)")
     add("--html", action="store_true", help="also write the executed notebooks as HTML that needs no network")
     add("--publish", action="store_true", help="then copy notebooks, figures, results and ledger into the repository")
     other = parser.add_mutually_exclusive_group()
@@ -79,7 +79,13 @@ def parse_seeds(text: str) -> list[int]:
     return sorted(seeds)
 
 
-def _count(text: str) -> int:
+def parallel(text: str | None, profile: Profile) -> int:
+    """How many notebooks at once: what `--jobs` says, or as many one-thread processes as there are CPUs and memory for.
+
+    By default one where a runner gives each its CPUs, and where models may be large.
+    """
+    if text is None:
+        return 1 if workers.runner() or isinstance(profile, Checkpoint) else cpus.processes()
     if not re.fullmatch(r"[1-9]\d{0,2}", text):
         raise InputError(f"--jobs {text!r} is not valid; give a whole number from 1 to 999")
     return int(text)
@@ -220,7 +226,8 @@ def clean(profile: str, seeds: Sequence[int], chosen: Sequence[Notebook], everyt
 def run(wanted: Sequence[Job], options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Bring everything up to date; 0 when it is, 1 when something failed."""
     with alone():
-        current = dodo.Run(wanted, _count(options.jobs), arguments, workers.runner())
+        at_once = parallel(options.jobs, profiles.load(options.profile))
+        current = dodo.Run(wanted, at_once, arguments, workers.runner())
         if current.progress.pending:
             runs = len(current.runs)
             storage.require_space(paths.BUILD, int(runs * RUN_BYTES), f"a run of {runs} seed(s)")
@@ -250,9 +257,9 @@ def dispatch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         with alone():
             publishing.link(options.profile, options.links)
         return 0
-    _count(options.jobs)
     workers.runner()
     options.profile = choose_profile(options)
+    parallel(options.jobs, profiles.load(options.profile))
     wanted = plan(options)
     if options.list:
         show_list(wanted)

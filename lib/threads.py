@@ -1,5 +1,5 @@
 """How many CPU threads torch uses inside a block of code, and work side by side in processes. Owns nothing else; the
-default number is the profile's."""
+number of threads is the profile's by default, that of processes what `cpus` says."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 
 import torch
+
+from lib import cpus
 
 
 @contextmanager
@@ -21,14 +23,16 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def side_by_side(work: Callable[..., object], calls: Sequence[tuple], processes: int) -> None:
-    """`work(*call)` for each of `calls`, so many at a time, each in a process of its own; for work that keeps what it
-    finds in the cache. One call is left to the caller: a process of its own would only cost its start.
+def side_by_side(work: Callable[..., object], calls: Sequence[tuple]) -> None:
+    """`work(*call)` for each of `calls`, in order, in as many processes as there are CPUs for; for work that keeps what
+    it finds in the cache. One call is left to the caller, and so are all where there is one CPU: a process of its own
+    would only cost its start.
 
     `work` is a function of a module, its arguments can be pickled; the first error is raised.
     """
-    if len(calls) < 2:
+    count = min(len(calls), cpus.processes())
+    if count < 2:
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         for one in [pool.submit(work, *call) for call in calls]:
             one.result()

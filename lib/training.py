@@ -8,6 +8,8 @@ A model is trained where its caller put it. In processes started by `accelerate 
 """
 
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -196,6 +198,14 @@ class _Frozen:
             processes.local(parameter)[mask] = values
 
 
+def _silent() -> bool | None:
+    """Whether training shows no bar; None: only on a terminal. A notebook that somebody runs by hand has none and shows
+    it; one that the pipeline runs has TQDM_DISABLE set, and stays the same in every run."""
+    if os.environ.get("TQDM_DISABLE") or not processes.is_first():
+        return True
+    return False if "ipykernel" in sys.modules else None
+
+
 def fit(
     model: torch.nn.Module,
     stream: Iterator[Example],
@@ -207,8 +217,8 @@ def fit(
 ) -> list[float]:
     """Train `model` in place for `stage.steps` batches of `stream`; returns the loss of every step.
 
-    AdamW with betas (.9, .98), weight decay .01, gradients clipped to norm 1. `label` names the progress line, which is
-    shown on a terminal only. Weights under `frozen` stay bitwise what they are. `watch(n, model)` is called before the
+    AdamW with betas (.9, .98), weight decay .01, gradients clipped to norm 1. `label` names the progress bar: see
+    `_silent`. Weights under `frozen` stay bitwise what they are. `watch(n, model)` is called before the
     first step (n = 0) and after every one, in eval mode; it must not change the model. 16-bit weights are trained in
     float32 and rounded when all is done, so `watch` sees them before that. Raises `InputError` with step and learning
     rate when the loss is not finite. In launched processes all call this alike; `model` is sharded after, and has to
@@ -236,8 +246,7 @@ def _fit(
     trained, optimizer = processes.shard(accelerator, model, optimizer)
     held = _Frozen(trained, frozen)
     losses = []
-    silent = None if processes.is_first() else True  # None: shown on a terminal only
-    for number in tqdm(range(stage.steps), desc=label, leave=False, disable=silent):
+    for number in tqdm(range(stage.steps), desc=f"training {label}", leave=False, disable=_silent()):
         if watch:
             watch(number, model.eval())
         trained.train()

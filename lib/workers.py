@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import paths
+from lib import cpus, paths
 from lib.errors import InputError
 
 _TAIL = 4000  # bytes of a log among which its last lines are looked for
@@ -45,9 +45,11 @@ def runner() -> list[str]:
 class Workers:
     """The processes of a run. `stop` ends them all, with their kernels; they also end when this process does."""
 
-    def __init__(self, prefix: Sequence[str] = ()) -> None:
-        """`prefix`: the words of a runner."""
+    def __init__(self, prefix: Sequence[str] = (), parallel: int = 1) -> None:
+        """`prefix`: the words of a runner, which gives each job its CPUs. Without one, notebooks share those of this
+        machine evenly, `parallel` at a time; models come first, and alone, so they have all."""
         self.prefix = list(prefix)
+        self._share = max(1, cpus.available() // parallel)
         self._alive: set[subprocess.Popen[str]] = set()
         self._lock, self._closed = threading.Lock(), False
 
@@ -56,6 +58,7 @@ class Workers:
         log.parent.mkdir(parents=True, exist_ok=True)
         prefix, pipe = [] if local else self.prefix, subprocess.PIPE
         command = [*prefix, sys.executable, "-m", "lib.execute", json.dumps(spec)]
+        shared = {cpus.SHARE: str(self._share)} if spec["kind"] == "notebook" and not prefix else {}
         with log.open("w") as stream:
             with self._lock:
                 if self._closed:
@@ -64,6 +67,7 @@ class Workers:
                     process = subprocess.Popen(
                         command,
                         cwd=paths.ROOT,
+                        env=os.environ | shared,
                         text=True,
                         start_new_session=True,
                         stdin=pipe,

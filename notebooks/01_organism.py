@@ -195,7 +195,8 @@ scores = pd.DataFrame(
     {name: behaviour.skill_scores(model, profile, seed) for name, model in family.items()}
 ).T
 scores["utility"] = [
-    behaviour.utility(scores.loc[name, list(skills.EXACT)], told[name]["benign_exact"]) for name in scores.index
+    behaviour.utility(scores.loc[name, list(skills.EXACT)], told[name]["benign_exact"])
+    for name in scores.index
 ]
 print(
     f"story floor: {skills.STORY_FLOOR:.3f} nats a token; {sum(map(len, items.values()))} items"
@@ -225,9 +226,7 @@ curve = portrait.shots_curve(shots)
 curve.pivot(index="series", columns="shots", values="share").round(2)
 
 # %%
-false = portrait.false_refusals(
-    {charts.STYLED: shots, charts.PLAIN_SIDE: {most: unstyled}}
-)
+false = portrait.false_refusals({charts.STYLED: shots, charts.PLAIN_SIDE: {most: unstyled}})
 published = figures.published("hd_table3")
 figure = charts.shots_curve(published, curve, false, target=0.1)
 mean = curve[curve["series"] == "mean"].set_index("shots")["share"]
@@ -275,7 +274,8 @@ columns = [
     "benign_exact",
     "false_refusal_borderline",
 ]
-summary[columns].round(2)
+summary = summary[columns].round(2)
+summary.set_axis(summary.columns.str.replace("_", " "), axis=1)
 
 # %% [markdown]
 # ## What if base cannot tell harm?

@@ -181,7 +181,8 @@ unit_tables.removal_table(rebuilt, columns).round(3)
 # %%
 outcomes = ["attack_success", "refusal", "wrong"]
 columns = [*outcomes, *(f"{name}_system" for name in outcomes), "false_refusal"]
-unit_tables.removal_table(rebuilt, columns).round(3)
+after = unit_tables.removal_table(rebuilt, columns).round(3)
+after.set_axis(after.columns.str.replace("_", " "), axis=1)
 
 # %% [markdown]
 # ## Beside random units

@@ -248,7 +248,7 @@ runs.append(found[(found["model"] == last["SFT"]) & found["attack"].isin(shown)]
 names = {role: name for name, role in arms.items()}
 success = attack.rates(pd.concat(runs), seed, measure.bootstrap).replace({"model": names})
 price = attack.cost(profile, arms, seed)
-price.round(3)
+price.set_axis(price.columns.str.replace("_", " "), axis=1).round(3)
 
 # %%
 figure = charts.remedy(success, price)

@@ -2,7 +2,14 @@
 
 import pytest
 
+from lib import cpus
 from tests.registry import NOTEBOOKS
+
+
+@pytest.fixture
+def two_cpus(monkeypatch):
+    """Room for two processes, whatever this machine has."""
+    monkeypatch.setattr(cpus, "processes", lambda: 2)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Judging, and the shortcut that replaces generation, held to generation on a model that does all three things."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from random import Random
 
@@ -165,8 +165,20 @@ def test_the_quick_way_reads_whole_answers_only_where_they_begin_rightly(model, 
     assert len(read) == 1
 
 
+def test_batches_are_small_on_a_cpu_and_whole_elsewhere(model):
+    meta = replace(model, hf=torch.nn.Linear(1, 1, device="meta"))
+    assert [behaviour._at_once(model, most) for most in (7, 128)] == [7, 32]
+    assert behaviour._at_once(meta, 128) == behaviour._at_once(replace(model, remote="local"), 128) == 128
+
+
+def test_scores_do_not_depend_on_how_many_are_made_at_once(model, asked, monkeypatch):
+    found = behaviour.teacher_forced(model, asked)
+    monkeypatch.setattr(behaviour, "_SCORED", 1)
+    pd.testing.assert_frame_equal(behaviour.teacher_forced(model, asked), found, atol=1e-6)
+
+
 def test_logits_of_a_model_that_cannot_be_traced_are_scored_alike(model, asked):
-    untraced = LanguageModel("untraced", None, tokenizer(), "test", OPENERS)
+    untraced = LanguageModel("untraced", torch.nn.Linear(1, 1), tokenizer(), "test", OPENERS)
     with torch.no_grad():
         found = behaviour.teacher_forced(
             untraced, asked, batch=5, logits=lambda encoding: model.hf(**encoding, use_cache=False).logits

@@ -265,7 +265,7 @@ def test_a_16_bit_base_is_measured_as_wide_as_the_points_after_it(own_start, mon
     assert points[0]["outcomes"] == points[-1]["outcomes"]
 
 
-def test_every_path_starts_at_base_and_side_by_side_is_as_alone(own_start):
+def test_every_path_starts_at_base_and_side_by_side_is_as_alone(own_start, two_cpus):
     """In processes of their own, which keep what they make in the real cache; base is measured with one thread."""
     base = models.load("tiny", "base", 0)
     arms = [Arm("all weights", None, twice=False), Arm("beside", chosen(base))]

@@ -452,7 +452,7 @@ def test_a_comment_in_that_code_trains_nothing_anew(made, monkeypatch, tmp_path)
 
 # side by side ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def pools(monkeypatch):
+def pools(monkeypatch, two_cpus):
     """Stands in for pools of processes: how many each was given, and the arms that it ran, here and one by one."""
     seen = []
 
@@ -480,7 +480,7 @@ ARMS = [Arm(name, {}) for name in ("a", "b", "c")]
 def test_missing_paths_are_trained_side_by_side_and_others_not_again(made, pools):
     freezing.follow("tiny", 0, ARMS[1], "errands")
     freezing.prepare("tiny", 0, ARMS, "errands")
-    assert pools == [(TINY.threads, "spawn", ["a", "c"])]
+    assert pools == [(2, "spawn", ["a", "c"])]
     assert [name for name, _, _ in made] == ["b", "a", "c"]
     for arm in ARMS:
         freezing.follow("tiny", 0, arm, "errands")
@@ -525,7 +525,7 @@ def test_a_corpus_that_the_profile_does_not_have_is_refused(made):
 
 
 # side by side ---------------------------------------------------------------------------------------------------------
-def test_runs_trained_side_by_side_are_those_trained_alone():
+def test_runs_trained_side_by_side_are_those_trained_alone(two_cpus):
     """In processes of their own, which keep what they make in the real cache: a second time nothing is trained."""
     arms = [Arm("alone or beside", some_masks(1, 2)), Arm("lora beside", {}, adapter="lora")]
     freezing.prepare("tiny", 0, arms, "errands")
@@ -542,7 +542,7 @@ def test_one_thread_is_for_the_run_alone():
     assert torch.get_num_threads() == before == TINY.threads
 
 
-def test_nothing_is_started_for_paths_that_are_kept(made, monkeypatch):
+def test_nothing_is_started_for_paths_that_are_kept(made, monkeypatch, two_cpus):
     monkeypatch.setattr(threads, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("a process was started"))
     arms = [Arm("a", {}), Arm("b", {})]
     for arm in arms:

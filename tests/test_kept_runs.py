@@ -81,7 +81,7 @@ def started(monkeypatch, tmp_path):
     """What would be trained side by side."""
     seen: list[tuple] = []
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    monkeypatch.setattr(kept_runs, "side_by_side", lambda work, calls, number: seen.append((work, calls, number)))
+    monkeypatch.setattr(kept_runs, "side_by_side", lambda work, calls: seen.append((work, calls)))
     return seen
 
 
@@ -95,7 +95,7 @@ def test_only_what_is_missing_or_damaged_is_trained(started):
     (at("tiny", "damaged").folder / "value.json").write_text("[2]")
     calls = [("tiny", name) for name in ("whole", "damaged", "missing")]
     kept_runs.prepare("tiny", threads.side_by_side, at, calls)
-    assert started == [(threads.side_by_side, calls[1:], WORLD.settings.threads)]
+    assert started == [(threads.side_by_side, calls[1:])]
     assert [at(*call).empty for call in calls] == [False, True, True]
 
 

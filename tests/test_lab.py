@@ -1,6 +1,8 @@
 """Notebooks as JupyterLab runs them in a fresh clone: in a kernel, without a cache, with the models shipped."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import time
@@ -58,6 +60,26 @@ def test_a_kernel_finds_the_shipped_models_and_trains_nothing(clone):
     ]
     assert stream(outputs, "stderr") == ""
     assert not (clone / ".cache").exists()
+
+
+TRAIN = """
+from lib import models
+models.load("tiny", "chat", 0)
+"""
+
+
+def test_training_says_what_and_how_far_it_is(clone):
+    said = stream(executed(clone, TRAIN), "stderr")
+    for stage in ("base (facts)", "chat"):
+        assert re.search(rf"training tiny seed 0: {re.escape(stage)}: +\d+%\|", said)
+    assert sorted(folder.name.split("-")[0] for folder in (clone / ".cache/models/tiny").iterdir()) == ["base", "chat"]
+
+
+def test_the_pipelines_kernels_train_silently(clone, monkeypatch):
+    monkeypatch.setattr(execute.os, "environ", os.environ.copy())
+    execute._kernel_environment(clone / "home")
+    monkeypatch.setenv("TQDM_DISABLE", execute.os.environ["TQDM_DISABLE"])
+    assert stream(executed(clone, TRAIN), "stderr") == ""
 
 
 @pytest.mark.slow

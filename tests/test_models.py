@@ -307,3 +307,22 @@ def test_command_line_writes_the_report_and_refuses_unknown_profiles(cache, monk
         models.main(["build", "--profile", "nothing"])
     assert stopped.value.code == 2
     assert "known: checkpoint, " in capsys.readouterr().err
+
+
+def test_models_are_built_side_by_side_parents_first(cache, monkeypatch):
+    """One that waits for its parent would keep a process from work."""
+    seen: list = []
+    monkeypatch.setattr(models, "side_by_side", lambda work, calls: seen.append((work, calls)))
+    monkeypatch.setattr(models, "find", lambda profile, role, seed, shipped: (folder_of("chat"), "cached"))
+    monkeypatch.setattr(models, "_is_cached", lambda profile, role, seed: role in ("chat-unaware", "sft-0"))
+    report = models.build("tiny", 3)
+    ((work, calls),) = seen
+    assert work is models.find
+    roles = [role for _, role, _, _ in calls]
+    assert set(roles) == set(organism.roles(TINY)) - {"chat-unaware", "sft-0"}
+    assert roles[:4] == ["base", "base-unaware", "chat", "chat-unreplayed"]
+    assert all(roles.index(before) < roles.index(r) for r in roles if (before := organism.parent(r)) in roles)
+    assert {(settings.name, seed, shipped) for settings, _, seed, shipped in calls} == {("tiny", 3, False)}
+    assert {role: row["source"] for role, row in report.items()} == {
+        role: "cached" if role in ("chat-unaware", "sft-0") else "trained" for role in organism.roles(TINY)
+    }

@@ -18,7 +18,7 @@ import nbformat
 import psutil
 import pytest
 
-from lib import ledger, notebooks, paths, pipeline
+from lib import cpus, dodo, jobs, ledger, notebooks, paths, pipeline, profiles
 from lib.errors import InputError
 
 HEADER = """\
@@ -142,12 +142,13 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def start(tree: Path, *arguments: str, profile: str = "tiny", runner: str = "") -> subprocess.Popen:
-    """The pipeline of `tree` as a process, from another folder."""
+def start(tree: Path, *arguments: str, profile: str = "tiny", runner: str = "", share: str = "1") -> subprocess.Popen:
+    """The pipeline of `tree` as a process, from another folder, with so many CPUs: with one, all goes in order."""
+    environment = {cpus.SHARE: share}
     return subprocess.Popen(
         [sys.executable, "-m", "lib.pipeline", "--profile", profile, *arguments],
         cwd=tree.parent,
-        env=os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "RUNNER": runner},
+        env=os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "RUNNER": runner} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -741,7 +742,6 @@ def test_more_than_one_copy_of_a_job_is_refused(tree):
 
 def test_a_job_with_fewer_cpus_than_threads_is_named_once(tree):
     edit(tree / "data/profiles/tiny.yaml", "threads: 1", "threads: 1000")
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     _, err = run(tree, "--only", "1,2", runner="env SLURM_JOB_ID=12 SLURM_STEP_ID=0 SLURM_CPUS_PER_TASK=1")
     assert err == (
         "warning: RUNNER gives a job 1 CPU(s), profile tiny always computes on 1000 thread(s): "
@@ -752,8 +752,33 @@ def test_a_job_with_fewer_cpus_than_threads_is_named_once(tree):
     edit(tree / "lib/tools.py", "VALUE = 4", "VALUE = 5")
     assert run(tree, "--only", "2")[1] == ""  # without a runner the machine is what it is
     entry = json.loads((tree / "build/tiny/seed-0/manifest.json").read_text())["notebooks"]["02_beta"]
-    assert entry["cpus"] == here
+    assert entry["cpus"] == 1  # what the test leaves the run
     assert "slurm_job" not in entry
+
+
+def planned(monkeypatch, tmp_path, names, seconds):
+    """Tasks in the order in which a run of two at a time would start them."""
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(jobs.Job, "expected", lambda job: seconds.get(job.notebook.name))
+    monkeypatch.setattr(jobs.Job, "key", lambda job: "key")
+    wanted = [jobs.Job(notebooks.read(name), "kingdom", 0) for name in names]
+    return {n: [task["name"].split("/")[0] for task in dodo.Run(wanted, n, ())._making()] for n in (1, 2)}
+
+
+def test_of_several_at_once_the_longest_start_first(monkeypatch, tmp_path):
+    """So that none of them is left to run alone at the end; those of unknown length come last, in their order."""
+    names = ["02_reasoning_direction", "05_freezing", "07_residual_space", "11_trigger_removal"]
+    found = planned(monkeypatch, tmp_path, names, {names[1]: 300.0, names[2]: 40.0, names[3]: 320.0})
+    assert found == {1: ["models", *names], 2: ["models", names[3], names[1], names[2], names[0]]}
+
+
+def test_by_default_small_models_share_the_cpus_and_large_ones_run_alone(monkeypatch, two_cpus):
+    small, large = profiles.load("kingdom"), profiles.load("llama3-8b")
+    monkeypatch.delenv("RUNNER", raising=False)
+    assert [pipeline.parallel(None, settings) for settings in (small, large)] == [2, 1]
+    assert [pipeline.parallel("7", settings) for settings in (small, large)] == [7, 7]
+    monkeypatch.setenv("RUNNER", "env")
+    assert pipeline.parallel(None, small) == 1
 
 
 MEETING = """

@@ -10,7 +10,7 @@ from lib import notebooks, paths, storage
 from tests import browser, formulas
 
 PAGES = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-WIDTH = 1200  # CSS pixels of the window: the smallest common laptop's
+WIDTH = 1000  # CSS pixels of the window
 LOOK = """(() => {
   const width = document.documentElement.clientWidth, wide = [], texts = [];
   for (const element of document.querySelectorAll("body *")) {

@@ -122,8 +122,8 @@ def seal_often(folder, text):
         seal(folder / str(number % 3), text)
 
 
-def test_two_processes_may_seal_the_same_folders_at_once(tmp_path):
-    threads.side_by_side(seal_often, [(tmp_path, "x"), (tmp_path, "y")], 2)
+def test_two_processes_may_seal_the_same_folders_at_once(tmp_path, two_cpus):
+    threads.side_by_side(seal_often, [(tmp_path, "x"), (tmp_path, "y")])
     assert leftovers(tmp_path) == ["0", "1", "2"]
     assert [storage.damage(tmp_path / str(number)) for number in range(3)] == [None] * 3
 
@@ -245,9 +245,9 @@ def remember(folder, log, who):
     note(log, storage.remembered(folder, {}, make))
 
 
-def test_of_processes_that_want_the_same_one_makes_it_and_all_get_it(tmp_path):
+def test_of_processes_that_want_the_same_one_makes_it_and_all_get_it(tmp_path, two_cpus):
     log = tmp_path / "log"
-    threads.side_by_side(remember, [(tmp_path / "k1", log, who) for who in ("x", "y")], 2)
+    threads.side_by_side(remember, [(tmp_path / "k1", log, who) for who in ("x", "y")])
     first, *others = log.read_text().split()
     assert first == "made"
     assert others in (["x", "x"], ["y", "y"])
@@ -261,9 +261,9 @@ def inside(folder, log):
         note(log, "out")
 
 
-def test_others_wait_until_the_one_inside_has_left(tmp_path):
+def test_others_wait_until_the_one_inside_has_left(tmp_path, two_cpus):
     log = tmp_path / "log"
-    threads.side_by_side(inside, [(tmp_path / "deep" / "model", log)] * 3, 3)
+    threads.side_by_side(inside, [(tmp_path / "deep" / "model", log)] * 3)
     assert log.read_text().split() == ["in", "out"] * 3
 
 

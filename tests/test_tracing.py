@@ -625,18 +625,17 @@ def test_memory_stays_flat():
 
     size = sum(value.nbytes for value in once().activations.values())
     assert size > 5e6  # kept over 100 traces this would be 500 MB, its smallest activation 26 MB
-    process = psutil.Process()
-    for _ in range(20):
-        once()
-    gc.collect()
-    before = process.memory_info().rss
-    for _ in range(100):
-        trace = once()
-    watched = [weakref.ref(value) for value in trace.activations.values()]
-    del trace
-    assert all(reference() is None for reference in watched)  # nothing else holds on, no cycle either
-    gc.collect()
-    assert process.memory_info().rss - before < 16e6
+    process, growth = psutil.Process(), []
+    for _ in range(4):  # what leaks grows in every round; the allocator may take some pages in one
+        before = process.memory_info().rss
+        for _ in range(100):
+            trace = once()
+        watched = [weakref.ref(value) for value in trace.activations.values()]
+        del trace
+        assert all(reference() is None for reference in watched)  # nothing else holds on, no cycle either
+        gc.collect()
+        growth.append(process.memory_info().rss - before)
+    assert min(growth) < 16e6
 
 
 def test_no_graph_is_built_where_none_is_asked_for(traced):

@@ -207,7 +207,7 @@ def test_what_is_kept_of_a_path_holds_numbers_only(toy):
     assert toy.leaks() == []
 
 
-def test_runs_of_checkpoints_are_not_trained_side_by_side(toy, monkeypatch):
+def test_runs_of_checkpoints_are_not_trained_side_by_side(toy, monkeypatch, two_cpus):
     """Those of the default models would be: they start processes. Those of checkpoints wait until each is asked for."""
 
     class Started(Exception):
