@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import pandas as pd
 import torch
 from jaxtyping import Int
-from jinja2 import TemplateError
 from torch import Tensor
 
 from lib.errors import InputError
@@ -117,8 +116,9 @@ def _rendered(tokenizer: Any, _template: str, system: str | None, text: str, ans
         turns.append({"role": "assistant", "content": answer})
     try:
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
-    except TemplateError as problem:  # Gemma 2's, for one, takes no system line
-        raise InputError(f"the chat template refuses this conversation ({problem}); drop its system line") from None
+    except Exception as problem:  # Gemma 2's, for one, takes no system line; a template can also divide by zero
+        why = type(problem).__name__ if text in str(problem) else f"{problem}"[:200] or type(problem).__name__
+        raise InputError(f"the chat template refuses this conversation ({why}); drop its system line") from None
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
