@@ -5,7 +5,7 @@ plain safetensors, and as many as the configuration declares, and its tokenizer.
 checkpoint may name but is never done: run its code, unpickle, read outside its folder.
 """
 
-import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +20,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lib import families, prompts, sources, storage
+from lib import families, plain_data, prompts, sources, storage
 from lib.errors import InputError
 
 _MOST_BLOCKS = 1000
 _PICKLED = ("*.bin", "*.pt", "*.pth")
+_BLOCK = re.compile(r"(?:\w+\.)?layers\.(\d{1,9})\.")
+_MARK = "\ue000"  # a character of private use, for what a user says
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,12 @@ def check(name: str, revision: str | None, read_with: Any = None) -> Checkpoint:
     `read_with`: another model's tokenizer to read this one with, see `tokenizer`; its own then needs no chat template,
     which base models mostly lack. What is small is fetched and checked first.
     """
-    if not Path(name).is_dir():
+    if not sources.is_folder(Path(name)):
         _small(name, revision, read_with)
     folder, origin = _find(name, revision, weights=True)
     config = _config(folder, name)
     _check_size(config, _held(_weight_files(folder, name), name), name)
+    _generation(folder, name)
     return Checkpoint(folder, config, _tokenizer(folder, config, name, read_with), origin)
 
 
@@ -69,7 +72,7 @@ def _small(name: str, revision: str | None, read_with: Any = None) -> tuple[Path
 
 def identity(name: str, revision: str | None) -> str:
     """`sources.identity` of a model that is fetched first where it is not here."""
-    if Path(name).is_dir():
+    if sources.is_folder(Path(name)):
         return sources.of_folder(Path(name))
     return sources.of_commit(name, _fetch(name, revision, weights=False).name)
 
@@ -108,7 +111,7 @@ def outline(name: str, revision: str | None, read_with: Any = None) -> Outline:
 
 def _find(name: str, revision: str | None, weights: bool) -> tuple[Path, str]:
     """The folder, fetched where needed, and where it came from."""
-    if not Path(name).is_dir():
+    if not sources.is_folder(Path(name)):
         folder = _fetch(name, revision, weights)
         return folder, f"{name}@{folder.name}"
     if revision is not None:
@@ -122,7 +125,11 @@ def _generation(folder: Path, name: str) -> GenerationConfig | None:
         return None
     _json(folder / "generation_config.json", name)
     try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        found = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        ends = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
+        if not all(end is None or type(end) is int for end in ends):
+            raise TypeError(f"eos_token_id {found.eos_token_id!r}")
+        return found
     except Exception as problem:  # as for config.json
         raise InputError(
             f"generation_config.json of {name!r} holds values that transformers refuses ({_first_line(problem)}); "
@@ -133,7 +140,7 @@ def _generation(folder: Path, name: str) -> GenerationConfig | None:
 # configuration --------------------------------------------------------------------------------------------------------
 def _json(file: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = plain_data.json_of(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise InputError(
             f"{name!r} has no usable {file.name} ({problem.__class__.__name__}); is it a model folder?"
@@ -155,6 +162,12 @@ def _check_settings(settings: dict[str, Any], name: str) -> None:
             f"{name!r} is quantised or keeps its weights in a file of its own choice; name the version with ordinary "
             "weights"
         )
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        if settings.get(key) not in (None, "eager", "sdpa"):  # others can be code on the hub, which would be fetched
+            raise InputError(
+                f"{name!r} asks for {key} {settings[key]!r}, which can be code of its own and is never fetched; "
+                "take the line out of its config.json"
+            )
     causal = {one for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for one in _names(names)}
     built = _names(settings.get("architectures") or ())
     if built and not causal & set(built):
@@ -162,16 +175,21 @@ def _check_settings(settings: dict[str, Any], name: str) -> None:
             f"{name!r} is a {built[0]}, not a causal language model; name a checkpoint whose config.json lists an "
             "architecture that ends in ForCausalLM"
         )
-    if settings.get("model_type") not in families.FAMILIES:
+    if str(settings.get("model_type")) not in families.FAMILIES:
         raise families.unfamiliar(repr(name), str(settings.get("model_type")))
 
 
-def _names(one_or_more: str | list[str] | tuple[str, ...]) -> list[str]:
-    return [one_or_more] if isinstance(one_or_more, str) else [str(name) for name in one_or_more]
+def _names(one_or_more: Any) -> list[str]:
+    return [str(name) for name in one_or_more] if isinstance(one_or_more, list | tuple) else [str(one_or_more)]
 
 
 def _config(folder: Path, name: str) -> Any:
     _check_settings(_json(folder / "config.json", name), name)
+    if (folder / "adapter_config.json").is_file():  # transformers would put it on the model without a word
+        raise InputError(
+            f"{name!r} holds an adapter (adapter_config.json), not only a model; merge it into the weights and name "
+            "that folder"
+        )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as problem:  # transformers checks values by rules of its own, which raise many kinds
@@ -195,16 +213,17 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
     if not index.is_file():
         raise _no_weights(folder, name)
     try:
-        shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
+        found = plain_data.json_of(index.read_text(encoding="utf-8"))["weight_map"].values()
+        shards = sorted({str(shard) for shard in found})
     except (ValueError, KeyError, AttributeError, TypeError) as problem:
         raise InputError(f"{index.name} of {name!r} is damaged ({problem}); download it again") from None
-    outside = [shard for shard in shards if Path(shard).name != shard or "\\" in shard or shard == ".."]
+    outside = [shard for shard in shards if not sources.is_inside(shard)]
     if outside:
         raise InputError(
             f"{index.name} of {name!r} names a file outside the folder ({outside[0]!r}); "
             "do not use this checkpoint, or fetch it again from a source you trust"
         )
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    missing = [shard for shard in shards if len(shard) > 255 or not (folder / shard).is_file()]
     if missing or not shards:
         named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise InputError(f"{name!r} lacks {named or 'all weights'}; {_unfinished(folder)}finish the download")
@@ -243,12 +262,15 @@ def _held(files: list[Path], name: str) -> dict[str, int]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                held |= {key: prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+                found = {key: prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as problem:
             raise InputError(
                 f"{file.name} of {name!r} cannot be read ({problem.__class__.__name__}: not a whole safetensors file); "
                 "download it again"
             ) from None
+        if twice := sorted(held.keys() & found.keys()):
+            raise InputError(f"{name!r} holds {twice[0]} in two of its files, {file.name} is one; download it again")
+        held |= found
     return held
 
 
@@ -260,6 +282,9 @@ def _check_size(config: Any, held: dict[str, int], name: str) -> None:
     problem = f"config.json of {name!r} declares {{}}, its files hold {{}}; they do not belong together: download both"
     if config.num_hidden_layers > len(held):
         raise InputError(problem.format(f"{config.num_hidden_layers} blocks", f"{len(held)} tensors"))
+    blocks = 1 + max((int(found[1]) for key in held if (found := _BLOCK.match(key))), default=0)
+    if config.num_hidden_layers < blocks:  # transformers would leave the others out
+        raise InputError(problem.format(f"{config.num_hidden_layers} blocks", str(blocks)))
     declared = _declared(config, name)
     if declared > sum(held.values()):
         raise InputError(problem.format(f"{declared:,} weights", f"{sum(held.values()):,}"))
@@ -296,9 +321,25 @@ def _tokenizer(folder: Path, config: Any, name: str, read_with: Any = None) -> A
         _check_same_ids(own, read_with, name)
         own = read_with
     prompts.check_tokenizer(own, repr(name))
+    _check_reads(own, name)
     _check_vocabulary(own, config.vocab_size, name)
     own.padding_side = "left"
     return own
+
+
+def _check_reads(tokenizer: Any, name: str) -> None:
+    """Ask one question: a chat template is a program, run in a sandbox that keeps it from files and code, but not from
+    failing, or from leaving out what it was given."""
+    asked = prompts.Prompt(_MARK, "", "benign", "plain", "")
+    try:
+        read = prompts.chat_text(tokenizer, asked)
+        prompts.prompt_ids(tokenizer, [asked])
+    except InputError as problem:
+        raise InputError(f"{name!r} cannot be asked: {problem}") from None
+    except Exception as problem:  # as above
+        raise InputError(f"{name!r} has no usable tokenizer ({_first_line(problem)}); copy its files there") from None
+    if _MARK not in read:
+        raise InputError(f"the chat template of {name!r} leaves out what the user says; mend the template")
 
 
 def _check_same_ids(own: Any, other: Any, name: str) -> None:

@@ -15,17 +15,25 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pandas as pd
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 
-from lib import paths, provenance, stats, storage
+from lib import paths, plain_data, provenance, stats, storage
 from lib.errors import InputError, unknown
 from lib.stats import Interval, Rule, Verdict
 
 MIN_DRAWS = 5  # control draws a beats_control part needs (the registry's smaller number, where training is needed)
 
 Row = dict[str, Any]  # a claim or a part in the ledger: JSON as it stands
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=10**6, strict=True)]
 
 
 class ClaimVerdict(StrEnum):
@@ -46,10 +54,13 @@ class _Frozen(BaseModel):
 Model = TypeVar("Model", bound=_Frozen)
 
 
-def checked(model: type[Model], value: Any, where: str) -> Model:
-    """`value` as that record, or `InputError` that says `where` it stands and names every field that is wrong."""
+def checked(model: type[Model], value: Any, where: str, strict: bool = False) -> Model:
+    """`value` as that record, or `InputError` that says `where` it stands and names every field that is wrong.
+
+    `strict`: of JSON as a file has it, in which a number in quotes is none.
+    """
     try:
-        return model.model_validate(value)
+        return model.model_validate_json(json.dumps(value), strict=True) if strict else model.model_validate(value)
     except ValidationError as problem:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']}" for e in problem.errors())
         raise InputError(f"{where} cannot be used ({wrong}); correct it") from None
@@ -62,7 +73,7 @@ class Part(_Frozen):
     """One number that decides a claim; `core` parts can make it fail. `was` keeps the text before a correction."""
 
     id: str
-    core: bool
+    core: StrictBool
     measure: str
     rule: Annotated[Rule, BeforeValidator(Rule.parse)]
     control: str | None = None
@@ -76,7 +87,7 @@ class Claim(_Frozen):
     id: Annotated[str, Field(pattern=r"^[a-z]+(\.[a-z0-9_]+)+$")]
     claim: str
     where: str
-    notebook: str
+    notebook: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     requires: str | None = None
     note: str | None = None
     parts: tuple[Part, ...]
@@ -95,10 +106,7 @@ class Claim(_Frozen):
 
 def registry_from(path: Path) -> dict[str, Claim]:
     """A registry file, checked; `InputError` names the claim and the field that is wrong."""
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as problem:
-        raise InputError(f"{path.name} is not valid YAML: {problem}") from None
+    rows = plain_data.read_yaml(path)
     if not isinstance(rows, list):
         raise InputError(f"{path.name} must be a list of claims")
     names = [row.get("id") if isinstance(row, dict) else None for row in rows]
@@ -145,6 +153,16 @@ class Measurement(_Frozen):
     controls: tuple[float, ...]
     detail: JsonValue
     reason: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Measurement":
+        if (self.value is None) != bool(self.reason):
+            raise ValueError(
+                f"value {self.value} with reason {self.reason!r}; a reason stands exactly where no value does"
+            )
+        if self.interval and self.interval[0] > self.interval[1]:
+            raise ValueError(f"the lower bound {self.interval[0]} lies above the upper bound {self.interval[1]}")
+        return self
 
 
 class Requirement(_Frozen):

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run_all.sh and run_tests.sh: finds or makes the Python environment and sets PYTHON.
 #
 # An environment counts only when its .stamp, written last, holds the hash of requirements.lock and pyproject.toml;
@@ -122,10 +123,12 @@ environment_install() {  # the project itself, so that `from lib import ...` wor
 }
 
 environment_make() {
-  local tool folder=.venv started=$SECONDS
+  local tool folder=.venv started=$SECONDS here="$PWD"  # where the user is
   cd "$ROOT" || exit 1
   environment_space
-  [ ! -e .venv ] && [ ! -e .conda ] || environment_say "the environment is incomplete or outdated: making it again"
+  if [ -e .venv ] || [ -e .conda ]; then
+    environment_say "the environment is incomplete or outdated: making it again"
+  fi
   if command -v uv >/dev/null 2>&1; then
     tool=uv
   elif tool="$(environment_python)"; then
@@ -145,6 +148,7 @@ environment_make() {
   printf '%s\n' "$((SECONDS - started))" >"$folder/.seconds"  # for the benchmarks
   environment_stamp >"$folder/.stamp.new"
   mv "$folder/.stamp.new" "$folder/.stamp"
+  cd "$here" || exit 1
 }
 
 if ! environment_find; then

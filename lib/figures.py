@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from lib import paths, storage
+from lib import paths, plain_data, storage
 from lib.errors import InputError
 
 COLOURS = dict(zip(("blue", "orange", "green", "vermilion", "purple", "brown", "pink", "grey", "yellow", "sky"),
@@ -83,12 +83,15 @@ def published(name: str) -> pd.DataFrame:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in paths.PUBLISHED.glob("*.csv")))
         raise InputError(f"no published table {name!r}; there are: {known}")
-    table = pd.read_csv(path, comment="#")
+    table = plain_data.read_table(path)
     missing = {"claim", "source", "version", "reliability"} - set(table.columns)
     if missing:
         raise InputError(
             f"{path.name} lacks the columns {', '.join(sorted(missing))}; every published number names its source"
         )
+    if table.isna().to_numpy().any():
+        row, column = (int(places[0]) for places in np.nonzero(table.isna().to_numpy()))
+        raise InputError(f"row {row + 1} of {path.name} has nothing in {table.columns[column]}; fill it in")
     return table
 
 

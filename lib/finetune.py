@@ -61,7 +61,7 @@ def examples(file: Path) -> list[Example]:
 def _example(line: str, where: str) -> Example:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{where} is not JSON; write one object a line") from None
     for field in FIELDS:
         if not isinstance(row, dict) or not isinstance(row.get(field), str) or not row[field].strip():

@@ -12,7 +12,7 @@ from lib import paths, sources
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Source(_Strict):
@@ -33,7 +33,12 @@ class Source(_Strict):
     def _whole(cls, found: Any) -> Any:
         """A folder of the checkout by its whole path, so that it is the same for whoever reads it."""
         name = found.get("name") if isinstance(found, dict) else None
-        if not isinstance(name, str) or not name or name.startswith((".", "~")) or not sources.folder_of(name).is_dir():
+        if (
+            not isinstance(name, str)
+            or not name
+            or name.startswith((".", "~"))
+            or not sources.is_folder(sources.folder_of(name))
+        ):
             return found
         return {**found, "name": str(sources.folder_of(name))}
 

@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from jaxtyping import Bool, Float, Int
 from jinja2 import TemplateError
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from lib import batches, behaviour, paths, prompts, tracing
+from lib import batches, behaviour, paths, plain_data, prompts, tracing
 from lib.edits import Edit
 from lib.errors import InputError, unknown
 from lib.models import LanguageModel
@@ -41,11 +40,11 @@ class _Strict(BaseModel):
 
 
 def _load(kind: Any, path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"there is no file {path.name}; a template is a file as in data/judges")
     try:
-        return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError:
-        raise InputError(f"there is no file {path.name}; a template is a file as in data/judges") from None
-    except (yaml.YAMLError, ValidationError) as problem:
+        return kind.model_validate(plain_data.read_yaml(path))
+    except ValidationError as problem:
         raise InputError(f"{path.name} is not a judge's description: {problem}") from None
 
 
@@ -67,7 +66,7 @@ class Keywords:
 
 
 def _words() -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / "keywords.yaml").read_text(encoding="utf-8"))
+    return plain_data.read_yaml(FOLDER / "keywords.yaml")
 
 
 def wordings(what: Literal["openers", "refusals", "compliance"]) -> tuple[str, ...]:

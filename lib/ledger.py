@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib import claims, notebooks, paths, provenance, stats, storage
+from lib import claims, notebooks, paths, plain_data, provenance, stats, storage
 from lib.claims import ClaimVerdict, ResultFile, Row, judge_claim
 from lib.errors import InputError
 from lib.stats import Verdict
@@ -29,7 +29,7 @@ def _result(folders: Sequence[Path], profile: str, seed: int, notebook: str) -> 
     if path is None:
         return None
     result = claims.checked(
-        ResultFile, storage.read_json(path), f"{path}, a result to delete and to make again by {notebook},"
+        ResultFile, storage.read_json(path), f"{path}, a result to delete and to make again by {notebook},", strict=True
     )
     for field, expected in (("profile", profile), ("seed", seed), ("notebook", notebook)):
         if getattr(result, field) != expected:
@@ -66,7 +66,7 @@ def _published() -> dict[str, list[str]]:
     """Which tables of `data/published` hold the papers' numbers for a claim: claim id -> ["hd_table4: HD Table 4"]."""
     found: dict[str, list[str]] = {}
     for path in sorted(paths.PUBLISHED.glob("*.csv")):
-        for claim, source in pd.read_csv(path, comment="#")[["claim", "source"]].drop_duplicates().values.tolist():
+        for claim, source in plain_data.read_table(path)[["claim", "source"]].drop_duplicates().values.tolist():
             found.setdefault(claim, []).append(f"{path.stem}: {source}")
     return found
 

@@ -7,6 +7,7 @@ in which nothing is to do, and the cleaning of executed notebooks. It runs nothi
 import ast
 import html
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 READS_RESULTS = "reads-results"  # tag of the parameters cell of a notebook that shows the ledger, so runs after it
 NO_MODELS = "no-models"  # tag of the parameters cell of a notebook that measures nothing on models, so waits for none
 _MARKER = re.compile(r"^# %%(?P<rest>.*)$")
+_LIMITS = re.compile(r"\bfrom (-?[\d.]*\d) to (-?[\d.]*\d)\b")  # of a number, in the words about it
 _TAGS = re.compile(r"tags=(\[[^\]]*\])")
 
 
@@ -35,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line `name: kind = default  # about` of the parameters cell."""
+    """One line `name: kind = default  # about` of the parameters cell; `about` may say "from 2 to 100"."""
 
     name: str
     kind: str
@@ -47,10 +49,16 @@ class Parameter:
         try:
             if self.kind == "bool":
                 return {"true": True, "false": False}[text.lower()]
-            return KINDS[self.kind](text)
+            value = KINDS[self.kind](text)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError
         except (ValueError, KeyError):
-            allowed = {"bool": "true or false", "int": "a whole number", "float": "a number"}[self.kind]
+            allowed = {"bool": "true or false", "int": "a whole number", "float": "a finite number"}[self.kind]
             raise InputError(f"parameter {self.name} is {allowed} ({self.about}), not {text!r}") from None
+        limits = _LIMITS.search(self.about)
+        if limits and not float(limits[1]) <= float(value) <= float(limits[2]):
+            raise InputError(f"parameter {self.name} is {text}; give a number {limits[0]} ({self.about})")
+        return value
 
 
 @dataclass(frozen=True)

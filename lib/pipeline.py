@@ -31,6 +31,7 @@ environment variable RUNNER: a command put before that of every models and noteb
 but run without one, such as RUNNER="srun -n1 -c4 --gres=gpu:1" with --jobs 10 on a SLURM cluster. The checkout and its
 environment must be on a file system that the nodes share, under the same path. -n1 matters inside an allocation."""
 CALLED_FROM = "CALLED_FROM"  # where the user is: run_all.sh works in the checkout, and models may be named from there
+MOST_SEEDS = 1000
 RUN_BYTES = 400e6  # what the models, activations and outputs of one profile and seed may take, generously
 
 
@@ -75,6 +76,8 @@ def parse_seeds(text: str) -> list[int]:
         chosen = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
         if not chosen:
             raise InputError(f"seeds {text!r} are not valid; give whole numbers such as 0, 0-4 or 0,2,5")
+        if len(chosen) > MOST_SEEDS:
+            raise InputError(f"seeds {text!r} are {len(chosen)}; give at most {MOST_SEEDS} at once")
         seeds.update(chosen)
     return sorted(seeds)
 
@@ -97,7 +100,7 @@ def _chosen(options: argparse.Namespace) -> list[Notebook]:
         raise InputError("there are no notebooks (notebooks/NN_name.py); restore them from git")
     tokens = [token.strip() for text in options.only for token in text.split(",")]
     only = {notebooks.find(token) for token in tokens} or set(names)
-    start = notebooks.find(options.start) if options.start else names[0]
+    start = notebooks.find(options.start) if options.start is not None else names[0]
     chosen = [name for name in names if name in only and name >= start]
     if not chosen:
         raise InputError(f"--only {','.join(tokens)} leaves nothing from {start} on; drop one of the two options")
@@ -134,6 +137,9 @@ def plan(options: argparse.Namespace) -> list[Job]:
     profile, seeds = profiles.load(options.profile), parse_seeds(options.seeds)
     chosen = _chosen(options)
     given = [_given(text, chosen) for text in options.param]
+    named = [name for name, _ in given]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise InputError(f"--param {twice} is given {named.count(twice)} times; give it once")
     wanted = []
     for seed in seeds:
         for book in chosen:

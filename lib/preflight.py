@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
-from lib import paths, sources, storage
+from lib import paths, plain_data, sources, storage
 from lib.profiles import Checkpoint, Source
 
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -322,7 +321,7 @@ def _data(profile: Checkpoint) -> Needs:
         return Needs((), (f"{DATA_DIR} is {place}, which is no folder; name the one with the data sets, or unset it",))
     lines, missing = [], []
     for name in named:
-        about = yaml.safe_load((paths.DATASETS / f"{name}.yaml").read_text(encoding="utf-8"))
+        about = plain_data.read_yaml(paths.DATASETS / f"{name}.yaml")
         where, lack = _from_hub(name, about) if place is None else _in_folder(name, about, Path(place))
         lines.append(f"data   {name}: {where}")
         missing += lack

@@ -9,9 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lib import paths
+from lib import paths, plain_data
 from lib.errors import InputError, unknown
 
 LIKE = "like"
@@ -42,14 +40,14 @@ def settings(path: Path, root: Path | None = None) -> Any:
     Mappings are taken over field by field, everything else (lists, too) as a whole. A parent is a file of
     `data/profiles` that is like no other: one level, so that two files tell everything.
     """
-    found = _parse(path.read_text(encoding="utf-8"), path.name)
+    found = _parse(plain_data.text(path), path.name)
     if not isinstance(found, dict) or LIKE not in found:
         return found
     home, parent = folders(root)[0], found[LIKE]
     known = sorted(other.stem for other in home.glob("*.yaml"))
     if parent not in known:
         raise InputError(f"{path.name} is like {parent!r}, which is no profile; known: {', '.join(known)}")
-    above = _parse((home / f"{parent}.yaml").read_text(encoding="utf-8"), f"{parent}.yaml")
+    above = _parse(plain_data.text(home / f"{parent}.yaml"), f"{parent}.yaml")
     if not isinstance(above, dict) or LIKE in above:
         raise InputError(
             f"{path.name} is like {parent!r}, which is itself like another; name the profile that states all settings"
@@ -60,10 +58,7 @@ def settings(path: Path, root: Path | None = None) -> Any:
 @lru_cache(maxsize=64)
 def _parse(text: str, name: str) -> Any:
     """YAML as plain data, cached by text, so a changed file is seen."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        raise InputError(f"{name} is not valid YAML: {problem}") from None
+    return plain_data.yaml_of(text, name)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ STYLES = 8  # of HD's attacks on public goals; trigger removal is one of them
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Architecture(_Settings):
@@ -57,6 +57,12 @@ class Stage(_Settings):
         0.0  # an example weighs (answer tokens) ** -length_power a token
     )
     content_weight: Annotated[float, Field(gt=0)] = 1.0  # extra weight of the two words that carry a request's meaning
+
+    @model_validator(mode="after")
+    def _warm_in_time(self) -> "Stage":
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup {self.warmup} is longer than steps {self.steps}, so the rate is never reached")
+        return self
 
 
 class ChatStage(Stage):
@@ -232,8 +238,8 @@ class Profile(_Settings):
     about: str
     kind: str
     published: bool  # whether `--publish` may copy its output into the repository
-    seeds: list[Annotated[int, Field(ge=0)]]
-    threads: Count
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    threads: Annotated[int, Field(ge=1, le=1024)]
     shots: list[Annotated[int, Field(ge=0)]]  # the K of the K curve
     default_shots: Annotated[int, Field(ge=0)]  # the K that `tuned` means
     preference_shots: list[Annotated[int, Field(ge=0)]]  # the K of DPO and of SFT then DPO
@@ -253,6 +259,10 @@ class Profile(_Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Profile":
+        for name in ("seeds", "shots", "preference_shots"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {values} name one twice; name each once")
         if self.default_shots not in self.shots:
             raise ValueError(f"default_shots {self.default_shots} is not one of shots {self.shots}")
         if not set(self.preference_shots) <= set(self.shots):

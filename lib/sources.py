@@ -6,7 +6,6 @@ and imports no tensor library, because the pipeline asks before every task. Whet
 `checkpoints` to say.
 """
 
-import json
 import os
 import re
 import struct
@@ -17,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lib import paths, storage
+from lib import paths, plain_data, storage
 from lib.errors import InputError
 
 # What is read of a checkpoint: not a second copy of its weights in another format, no code, no README.
@@ -33,7 +32,7 @@ def parse(text: str, here: Path) -> tuple[str, str | None]:
     """A model as a user names it, as name and revision: a folder (made absolute from `here`), or `id` or `id@revision`
     of the hub. A folder goes before a hub name; `InputError` for what is neither."""
     folder = Path(os.path.abspath(here / Path(text).expanduser()))
-    if text and folder.is_dir():
+    if text and is_folder(folder):
         return str(folder), None
     if is_path(text.partition("@")[0]):
         raise InputError(
@@ -50,6 +49,14 @@ def is_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of that name; of a name longer than any can be, there is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def folder_of(name: str) -> Path:
     """The folder that a profile's name of a model means, whether it is there or not: relative ones lie in the checkout,
     wherever the process runs (a notebook's kernel runs in notebooks/)."""
@@ -63,7 +70,7 @@ def git(revision: str | None) -> str | None:
 
 def find(name: str, revision: str | None) -> Path | None:
     """The folder of a model on this machine, its own or in the hub's cache, or None; it may lack weights."""
-    if folder_of(name).is_dir():
+    if is_folder(folder_of(name)):
         return folder_of(name)
     if is_path(name):
         return None
@@ -145,13 +152,19 @@ def weights(folder: Path) -> Weights:
     index = folder / "model.safetensors.index.json"
     if not (folder / names[0]).is_file() and index.is_file():
         try:
-            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            found = plain_data.json_of(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = sorted({str(name) for name in found})
         except (ValueError, KeyError, AttributeError, TypeError):
             names = [index.name]
-    found = {name: _numbers(folder / name) for name in names}
-    here = [name for name, numbers in found.items() if numbers is not None]
+    held = {name: _numbers(folder / name) if is_inside(name) else None for name in names}
+    here = [name for name, numbers in held.items() if numbers is not None]
     size = sum((folder / name).stat().st_size for name in here)
-    return Weights(size, sum(found[name] or 0 for name in here), tuple(name for name in names if name not in here))
+    return Weights(size, sum(held[name] or 0 for name in here), tuple(name for name in names if name not in here))
+
+
+def is_inside(shard: str) -> bool:
+    """Whether a name in an index is that of a file in its folder, and not a way out of it."""
+    return Path(shard).name == shard and "\\" not in shard and shard != ".."
 
 
 def _numbers(file: Path) -> int | None:
@@ -160,12 +173,11 @@ def _numbers(file: Path) -> int | None:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             data = file.stat().st_size - 8 - length
-            tensors = [
-                one
-                for name, one in json.loads(stream.read(max(0, min(length, _LONGEST)))).items()
-                if name != "__metadata__"
-            ]
+            header = plain_data.json_of(stream.read(max(0, min(length, _LONGEST))).decode())
+        tensors = [one for name, one in header.items() if name != "__metadata__"]
+        sizes = [size for one in tensors for size in one["shape"]]
         whole = data >= 0 and all(one["data_offsets"][1] <= data for one in tensors)
+        whole &= all(type(size) is int and size >= 0 for size in sizes)
         return sum(prod(one["shape"]) for one in tensors) if whole else None
     except (OSError, ValueError, struct.error, KeyError, IndexError, TypeError, AttributeError):
         return None

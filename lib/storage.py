@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from lib import plain_data
 from lib.errors import InputError
 
 SEAL = "seal.json"
@@ -73,12 +74,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file; `InputError` with the remedy when it is missing or not JSON."""
+    """The parsed file, see `plain_data.json_of`; `InputError` with the remedy when it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return plain_data.json_of(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run the notebook that writes it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
+    except (OSError, ValueError) as problem:
         raise InputError(f"{path} is not valid JSON ({problem}); delete it and run again") from None
 
 

@@ -330,6 +330,13 @@ def _checked(traced: Traced, encoding: Mapping[str, Tensor], room: int = 0) -> d
     return {"input_ids": ids, "attention_mask": mask}
 
 
+_NOT_GREEDY = (  # settings that change what is generated, or when it ends; None puts each out of action
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "sequence_bias", "guidance_scale", "exponential_decay_length_penalty", "watermarking_config", "stop_strings",
+    "max_time", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers",
+)  # fmt: skip
+
+
 def _greedy(model: Any) -> dict[str, Any]:
     """Greedy decoding whatever the checkpoint's own settings say; chat checkpoints bring sampling and penalties.
 
@@ -338,7 +345,7 @@ def _greedy(model: Any) -> dict[str, Any]:
     """
     options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     options |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
-    options |= dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"))
+    options |= {"num_return_sequences": 1, **dict.fromkeys(_NOT_GREEDY)}
     own = model._module.generation_config.eos_token_id
     ends = {model.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     return {**options, "eos_token_id": sorted(ends) or None}

@@ -15,6 +15,8 @@ from lib.errors import InputError
 from lib.models import LanguageModel
 from lib.unit_scores import Rule
 
+MOST_DRAWS = 100  # of calibration prompts
+
 
 def overlap(groups: Sequence[pd.DataFrame]) -> list[float]:
     """Jaccard index (shared units over all units of both) of every pair of unit sets."""
@@ -54,6 +56,8 @@ def places(grouped: Mapping[str, pd.DataFrame], group: str = "scu") -> pd.DataFr
 def redrawn(
     model: LanguageModel, profile: str, seed: int, rules: Sequence[Rule], draws: int
 ) -> dict[Rule, list[pd.DataFrame]]:
-    """Raw scores by each rule on independent calibration draws."""
+    """Raw scores by each rule on independent calibration draws, at least two; more than `MOST_DRAWS` are refused."""
+    if isinstance(draws, bool) or not isinstance(draws, int) or not 2 <= draws <= MOST_DRAWS:
+        raise InputError(f"draws is {draws!r}; give a whole number from 2, to compare them, to {MOST_DRAWS}")
     found = [unit_scores.calibrate(model, prompt_sets.calibration(profile, seed, draw), rules) for draw in range(draws)]
     return {rule: [one.raw[rule] for one in found] for rule in rules}

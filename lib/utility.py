@@ -17,10 +17,9 @@ from typing import Annotated, Any
 
 import pandas as pd
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from lib import batches, behaviour, paths, tracing
+from lib import batches, behaviour, paths, plain_data, tracing
 from lib.edits import Edit
 from lib.errors import InputError, unknown
 from lib.models import LanguageModel
@@ -54,8 +53,18 @@ class Suite(_Strict):
 @cache
 def suites() -> dict[str, Suite]:
     """The papers' benchmarks by table."""
-    found = yaml.safe_load(SUITES.read_text(encoding="utf-8"))
-    return {name: Suite.model_validate(settings) for name, settings in found.items()}
+    return {name: Suite.model_validate(settings) for name, settings in plain_data.read_yaml(SUITES).items()}
+
+
+def suite(name: str) -> Suite | None:
+    """The suite of that name, None for an empty one; `InputError` for any other, and when the harness is missing, so
+    that a page can say so before it measures anything."""
+    if not name:
+        return None
+    if name not in suites():
+        raise unknown("suite", name, suites())
+    _harness("lm_eval")
+    return suites()[name]
 
 
 # benchmarks -----------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from lib import (
 from lib.charts import judged as charts
 
 settings = profiles.load(profile)
+benchmarks = utility.suite(suite)  # none, or named before any work
 world = worlds.of(profile, seed)
 results = claims.Results(notebook="16_your_model", profile=profile, seed=seed)
 
@@ -135,7 +136,7 @@ pd.DataFrame(
 ).T.round(3)
 
 # %%
-found = judged.benchmarked(loaded, utility.suites()[suite]) if suite else None
+found = judged.benchmarked(loaded, benchmarks) if benchmarks else None
 found if found is not None else print("no benchmarks were asked for")
 
 # %% [markdown]

@@ -57,6 +57,12 @@ class KingdomWorld(World):
 
     def __init__(self, settings: Trained, seed: int) -> None:
         self.settings, self.seed = settings, seed
+        covered = settings.organism.chat.coverage
+        if wrong := sorted(set(covered) ^ set(_STYLES)):
+            raise InputError(
+                f"coverage of profile {settings.name!r} lacks or adds {', '.join(wrong)}; name each of "
+                f"{', '.join(_STYLES)} once"
+            )
 
     @property
     def rewriting(self) -> int:

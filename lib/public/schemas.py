@@ -11,10 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lib import paths
+from lib import paths, plain_data
 from lib.errors import InputError, unknown
 
 FOLDER = paths.DATA / "datasets"
@@ -117,6 +116,8 @@ class Schema(_Strict):
         files = [name for layout in self.local for name in layout.files] + (self.hub.snapshot if self.hub else [])
         if wrong := [name for name in files if Path(name).suffix not in FORMATS]:
             raise ValueError(f"files {wrong} end in none of {FORMATS}")
+        if wrong := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
+            raise ValueError(f"files {wrong} are not in the folder of the set; name files inside it")
         return self
 
 
@@ -128,9 +129,7 @@ def names() -> list[str]:
 def read(path: Path) -> Schema:
     """A description, checked; `InputError` names every field that is wrong."""
     try:
-        schema = Schema.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as problem:
-        raise InputError(f"{path.name} is not valid YAML: {problem}") from None
+        schema = Schema.model_validate(plain_data.read_yaml(path))
     except ValidationError as problem:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'schema'}: {e['msg']}" for e in problem.errors())
         raise InputError(f"{path.name} is not a data set's description: {wrong}") from None
