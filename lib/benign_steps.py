@@ -29,7 +29,7 @@ def model(profile: str, seed: int) -> LanguageModel:
     start = models.load(profile, "chat", seed)
     folder, about = _place(settings, seed)
     hf = copy.deepcopy(start.hf).requires_grad_(True)
-    if storage.damage(folder) is None:
+    if storage.wrong(folder) is None:
         load_model(hf, folder / _WEIGHTS)
     else:
         storage.require_space(paths.CACHE, sum(weight.nbytes for weight in hf.parameters()), f"{STEPS} benign steps")

@@ -64,7 +64,8 @@ class Progress(ZeroReporter):
             self._end(task, "not run: its models failed")
             return
         self._end(task, f"FAILED after {report['seconds']:.0f} s" if report else "FAILED")
-        message = report["message"] if report else f"{task.meta['label']}: {fail.get_msg().strip().splitlines()[-1]}"
+        own = f"{task.meta['label']}: {fail.get_msg().strip().splitlines()[-1]}"  # such as a full disk, after a report
+        message = (report or {}).get("message") or own
         print(f"error: {message}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
@@ -273,4 +274,8 @@ def sweep() -> None:
         Slot(path.parents[1], path.name.removesuffix(".running.ipynb")).clear()
     for folder in paths.BUILD.glob("*/seed-*/.kernels"):
         shutil.rmtree(folder, ignore_errors=True)
+    own = (paths.BUILD, paths.FIGURES, paths.NOTEBOOKS, paths.RESULTS)
+    for path in (*paths.ROOT.glob(".*.tmp"), *(path for folder in own for path in folder.rglob(".*.tmp"))):
+        if path.is_file():  # it was being written, see `storage.replacing`: nobody else writes here now
+            path.unlink(missing_ok=True)
     DATABASE.unlink(missing_ok=True)

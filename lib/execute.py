@@ -193,7 +193,9 @@ def _where(slot: Slot, what: str) -> str:
 def _run(slot: Slot, spec: dict[str, Any]) -> Any:
     """Execute the source; `Failure` names the cell, and what was executed so far is kept as `.failed.ipynb`."""
     import papermill
-    from nbclient.exceptions import DeadKernelError
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    from lib import engine
 
     slot.executed.parent.mkdir(parents=True, exist_ok=True)
     running = slot.running.relative_to(paths.ROOT)  # papermill takes braces in a path for parameters
@@ -205,6 +207,7 @@ def _run(slot: Slot, spec: dict[str, Any]) -> Any:
             kernel_name="python3",
             language="python",
             progress_bar=False,
+            engine_name=engine.NAME,
         )
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         if any(output.output_type == "error" for output in outputs):  # papermill takes sys.exit() for success
@@ -217,6 +220,8 @@ def _run(slot: Slot, spec: dict[str, Any]) -> Any:
         message = _where(slot, last if last.startswith(problem.ename) else f"{problem.ename}: ... {last}")
     except DeadKernelError:
         message = _where(slot, "the kernel died, most likely for want of memory")
+    except CellTimeoutError:
+        message = _where(slot, f"it was stopped, because it did not end within {engine.PATIENCE / 3600:g} hours")
     except Failure as problem:
         message = str(problem)
     _keep_failed(slot)

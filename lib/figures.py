@@ -5,6 +5,7 @@ but the data. It computes nothing that a claim rests on. Charts take tidy frames
 """
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ OUTCOME_COLOURS = {"refused": COLOURS["blue"], "exact": COLOURS["vermilion"], "w
 OUTCOME_NAMES = {"refused": "refuses", "exact": "complies exactly", "wrong": "wrong answer"}
 CONTROL = {"color": COLOURS["grey"], "linestyle": ":"}
 _DPI = 110
+_CLIP = re.compile(r"url\(#(p[0-9a-f]{10})\)")
 
 
 def _house_style() -> None:
@@ -63,13 +65,20 @@ def save(figure: Figure, name: str, data: pd.DataFrame, alt: str, profile: str, 
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": alt})
-    for suffix, content in (("png", png.getvalue()), ("svg", svg.getvalue().encode())):
+    for suffix, content in (("png", png.getvalue()), ("svg", _numbered(svg.getvalue()).encode())):
         with storage.replacing(folder / f"{name}.{suffix}") as temporary:
             temporary.write_bytes(content)
     storage.write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     width = round(figure.get_figwidth() * 80)
     display(Image(data=png.getvalue(), format="png", width=width, metadata={"alt": alt}))
     return Markdown(f"*{alt}*")
+
+
+def _numbered(svg: str) -> str:
+    """The text of an SVG with its clip paths numbered. matplotlib names them by a hash of their corners to the last
+    bit, in which the layout differs from run to run: its solver goes through constraints by their address."""
+    names = {name: f"clip{number}" for number, name in enumerate(dict.fromkeys(_CLIP.findall(svg)))}
+    return re.sub(r"\bp[0-9a-f]{10}\b", lambda found: names.get(found[0], found[0]), svg)
 
 
 def panels(**parts: pd.DataFrame) -> pd.DataFrame:

@@ -29,7 +29,7 @@ class Place:
     @property
     def empty(self) -> bool:
         """Whether nothing is kept here, or nothing that can be used."""
-        return storage.damage(self.folder) is not None
+        return storage.wrong(self.folder) is not None
 
     def remembered(self, train: Callable[[], Any]) -> Any:
         """The outcome as JSON, found by `train` if it is not kept."""

@@ -181,10 +181,11 @@ def _usable(folder: Path, key: str) -> bool:
     if not folder.is_dir():
         return False
     problem = storage.damage(folder)
-    if problem:
-        warnings.warn(f"{folder.parent.name}/{folder.name} is not used: {problem}; it will be made again", stacklevel=3)
-        return False
-    return storage.read_seal(folder).get("key") == key
+    same = not problem and storage.read_seal(folder).get("key") == key
+    if not same and (problem or paths.CACHE in folder.parents):  # what is shipped may be of other settings
+        why = problem or "it holds another model"
+        warnings.warn(f"{folder.parent.name}/{folder.name} is not used: {why}; it will be made again", stacklevel=3)
+    return same
 
 
 def _is_cached(profile: Profile, role: str, seed: int) -> bool:
@@ -253,7 +254,7 @@ def find(profile: Profile, role: str, seed: int, shipped: bool) -> tuple[Path, s
         return in_repository, "shipped"
     folder = _cached(profile, role, key)
     with storage.alone(folder):  # another process may be training it: then it is there afterwards
-        if storage.damage(folder) is None:
+        if storage.damage(folder) is None and storage.read_seal(folder).get("key") == key:
             return folder, "cached"
         return _train(profile, role, seed, key, shipped), "trained"
 

@@ -204,7 +204,8 @@ def _anonymous(value: Any) -> Any:
         return [_anonymous(item) for item in value]
     if not isinstance(value, str):
         return value
-    value = re.sub(r"[^\s\"'(<]*ipykernel_\d+/\d+\.py", "<cell>", value)
+    # A path is looked for from where a word begins only: else a long word, such as an image in HTML, takes for ever.
+    value = re.sub(r"(?<![^\s\"'(<])[^\s\"'(<]*ipykernel_\d+/\d+\.py", "<cell>", value)
     value = re.sub(r"(<[\w.]+(?: object)?) at 0x[0-9a-f]+>", r"\1>", value)  # an address: another one in every run
     for folder, name in ((sys.prefix, "<environment>"), (str(paths.ROOT), "."), (str(Path.home()), "~")):
         if len(folder) > 1:

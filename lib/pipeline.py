@@ -7,6 +7,7 @@ to do takes a second or two.
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -280,6 +281,7 @@ def dispatch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return 0
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -301,6 +303,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return dispatch(options, arguments)
     except InputError as problem:
         print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        if problem.errno not in UNWRITABLE:
+            raise
+        what = f"{problem.filename} cannot be written" if problem.filename else "what was made cannot be written"
+        print(f"error: {what} ({problem.strerror}); what had finished is kept, run again to go on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; what had finished is kept, run again to go on", file=sys.stderr)

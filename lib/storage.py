@@ -141,7 +141,11 @@ def seal_folder(folder: Path, write: Callable[[Path], None], about: dict[str, An
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         write_json(
             temporary / SEAL,
-            {"about": about, "files": {p.relative_to(temporary).as_posix(): digest(p) for p in files}},
+            {
+                "about": about,
+                "files": {p.relative_to(temporary).as_posix(): digest(p) for p in files},
+                "name": folder.name,
+            },
         )
         for path in files:
             _sync(path)
@@ -181,6 +185,15 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def wrong(folder: Path) -> str | None:
+    """What is wrong with a sealed folder whose name says what it holds: damage, or that it was made under another."""
+    problem = damage(folder)
+    if problem:
+        return problem
+    made = json.loads((folder / SEAL).read_text(encoding="utf-8")).get("name", folder.name)  # older seals have none
+    return None if made == folder.name else f"it was made as {made}"
+
+
 def read_seal(folder: Path) -> dict[str, Any]:
     """What `seal_folder` was told about an undamaged folder."""
     return json.loads((folder / SEAL).read_text(encoding="utf-8"))["about"]
@@ -204,12 +217,12 @@ def remembered(folder: Path, about: dict[str, Any], make: Callable[[], Any]) -> 
     The folder's name must hold a key of everything the value depends on. Of several processes that ask for the same,
     one makes it and the others wait for it.
     """
-    problem = damage(folder)
+    problem = wrong(folder)
     if problem and folder.is_dir():
         warnings.warn(f"{folder.parent.name}/{folder.name} is not used: {problem}; it will be made again", stacklevel=2)
     if problem:
         with alone(folder):
-            if damage(folder):  # else another process has made it meanwhile
+            if wrong(folder):  # else another process has made it meanwhile
                 value = make()
                 seal_folder(folder, lambda temporary: write_json(temporary / _VALUE, value), about)
     return read_json(folder / _VALUE)

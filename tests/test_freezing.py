@@ -457,7 +457,7 @@ def pools(monkeypatch, two_cpus):
     seen = []
 
     class Pool(contextlib.nullcontext):
-        def __init__(self, workers, mp_context):
+        def __init__(self, workers, mp_context, initializer):
             super().__init__(self)
             seen.append((workers, mp_context.get_start_method(), []))
 
