@@ -264,6 +264,7 @@ others = {
 others |= {
     name: behaviour.measure(models.load(profile, name, seed), cells) for name in names
 }
+# %%
 summary = pd.DataFrame({name: portrait.summary(table) for name, table in others.items()}).T
 columns = [
     "refusal_plain",

@@ -1,5 +1,6 @@
 """The registry as it stands, planted results for every verdict, and a ledger over small fake checkouts."""
 
+import copy
 import json
 import math
 
@@ -79,7 +80,7 @@ PART = row()["parts"][0]
         ([row(parts=[])], "needs a note"),
         ([row(id="HD 1")], "id: String should match"),
         ([row(), row(parts=[PART | {"id": "hd.1.b"}])], r"more than once: hd\.1; rename"),
-        ([row(parts=[PART, PART])], r"more than once: hd\.1\.a; rename"),
+        ([row(parts=[PART, copy.deepcopy(PART)])], r"more than once: hd\.1\.a; rename"),
         ([row(id="hd.1.a", parts=[], note="n"), row()], r"more than once: hd\.1\.a; rename"),
         ([{"id": "hd.1"}], "claim: Field required"),
     ],

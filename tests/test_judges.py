@@ -349,7 +349,7 @@ def test_a_model_as_the_judge(tmp_path):
     [
         ("name: x\nsource: y\nquestion: '{request}'\nitems: {}", "items"),
         ("name: x\nsource: y\nquestion: '{request}'\nitems: {refused: {pattern: a, low: 0, high: 1}}", "items"),
-        ("name: [", "not a judge's description"),
+        ("name: [", "r.yaml is not valid YAML"),
     ],
 )
 def test_wrong_rubrics_are_named(tmp_path, text, says):
