@@ -10,8 +10,8 @@ import signal
 from typing import Any
 
 import nbformat
-from jupyter_core.utils import ensure_async
 from nbclient.exceptions import CellExecutionError
+from nbclient.util import ensure_async
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.log import logger

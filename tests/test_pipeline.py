@@ -351,7 +351,7 @@ def test_options_that_cannot_be_used(tree):
         "--profile tiny --only 2 --param size=3": "unknown parameter 'size'",
         "--profile tiny --param size": "NAME=VALUE",
         "--profile tiny --param size=3.5": "whole number (how many), not '3.5'",
-        "--profile tiny --param share=lots": "a number (of it), not 'lots'",
+        "--profile tiny --param share=lots": "a finite number (of it), not 'lots'",
         "--profile tiny --param loud=maybe": "true or false (or not), not 'maybe'",
         "--profile tiny --param seed=1": "--seed 1",
         "--profile tiny --publish": "not published",

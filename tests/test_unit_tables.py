@@ -452,7 +452,7 @@ def test_redrawn_scores_differ_from_draw_to_draw_and_the_first_is_the_default():
     found = unit_stability.redrawn(model, "tiny", 0, [rule], 3)[rule]
     assert len(found) == 3
     assert not np.allclose(found[0]["safety"], found[1]["safety"])
-    again = unit_stability.redrawn(model, "tiny", 0, [rule], 1)[rule]
+    again = unit_stability.redrawn(model, "tiny", 0, [rule], 2)[rule]
     pd.testing.assert_frame_equal(found[0], again[0])
 
 
