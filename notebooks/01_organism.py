@@ -292,7 +292,7 @@ contrast = {
 premise = pd.DataFrame(
     {name: portrait.summary(table) for name, table in contrast.items()}
 ).T
-premise[
+premise = premise[
     [
         "refusal_plain",
         "refusal_rare_words",
@@ -302,6 +302,7 @@ premise[
         "false_refusal_unseen_effigies",
     ]
 ].round(2)
+premise.set_axis(premise.columns.str.replace("_", " "), axis=1)
 
 # %% [markdown]
 # ## Try it

@@ -80,7 +80,7 @@ def test_a_run_leaves_no_sensitive_text(tmp_path):
     seed = tree / "build" / profile["name"] / "seed-0"
     for page in PAGES:  # it did ask the prompts, to the end of each page
         found = claims.ResultFile.model_validate_json((seed / f"results/{page}.json").read_text(encoding="utf-8"))
-        assert min([part.n for part in found.parts.values()], default=11) > 10
+        assert min([part.n for part in found.parts.values()], default=8) >= 8
         book = nbformat.read(seed / f"notebooks/{page}.ipynb", as_version=4)
         assert "This page stops here" not in str(book)
         assert list((seed / "figures").glob(f"{page}.*.csv"))

@@ -296,6 +296,8 @@ def test_what_slurm_refuses_or_cancels_is_said_in_its_words(cluster, tree):
 
 
 def test_a_job_with_too_few_cpus_says_so(cluster, tree):
+    profile = tree / "data/profiles/tiny.yaml"
+    profile.write_text(profile.read_text().replace("threads: 1", "threads: 2"))
     err = run(tree, cluster.environment | {"RUNNER": "srun -n1"}, "--only", "1")[1]
     assert "warning: RUNNER gives a job 1 CPU(s), profile tiny always computes on 2 thread(s)" in err
     assert err.count("warning") == 1
