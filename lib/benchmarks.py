@@ -1,7 +1,8 @@
-"""What things cost, against the budgets: `python -m lib.benchmarks` writes `data/results/benchmarks.json`.
+"""What things cost, against the budgets: `./run_all.sh --bench` writes `data/results/benchmarks.json` and a figure.
 
-Owns the measuring. Ratios are of CPU time, the two sides alternating in one process; seconds of training and notebooks
-come from the manifest of the last full run of kingdom seed 0, so run that first, with nothing else on the machine.
+Owns what is measured of whole runs, and what is written. Seconds of training and notebooks come from the manifest of
+the last full run of kingdom seed 0, so run that from nothing first, with nothing else on the machine. What single
+analyses cost is in `analysis_costs`, how rows are drawn in `charts.costs`.
 """
 
 import shutil
@@ -15,55 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import models, paths, prompt_sets, prompts, residual, storage, tracing
+from lib import analysis_costs, figures, notebooks, paths, residual, storage
+from lib.analysis_costs import COMMAND
+from lib.charts import costs as charts
 from lib.errors import InputError
-from lib.manifest import row, time_row
+from lib.manifest import BENCHMARKS, row, time_row
 
 Row = dict[str, Any]
-_COMMAND = "python -m lib.benchmarks"
 _PIPELINE = [sys.executable, "-m", "lib.pipeline"]
-
-
-def _cpu(action: Callable[[], object]) -> float:
-    start = time.process_time()
-    action()
-    return time.process_time() - start
 
 
 def _wall(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
-
-
-def ratios(slow: Callable[[], object], fast: Callable[[], object], repeats: int) -> list[float]:
-    """CPU time of `slow` over that of `fast`, alternating, after one unmeasured round of both."""
-    slow(), fast()
-    return [_cpu(slow) / _cpu(fast) for _ in range(repeats)]
-
-
-def trace_overhead(repeats: int = 41) -> Row:
-    """A trace that reads the residual stream after every block, over a plain forward of the same batch of 64.
-
-    On one thread, because CPU time of two depends on how long they wait for each other.
-    """
-    model = models.load("kingdom", "base", 0)
-    plain = models.load("kingdom", "base", 0).hf  # another copy: never touched by nnsight
-    asked = [prompt for cell in prompt_sets.behaviour("kingdom", 0).values() for prompt in cell][:64]
-    encoding = prompts.encode(model.tokenizer, asked)
-    torch.set_num_threads(1)
-    reads = model.traced.every("resid")
-
-    def traced() -> object:
-        return tracing.forward(model.traced, encoding, reads, logits="all")
-
-    @torch.no_grad()
-    def bare() -> object:
-        return plain(**encoding, use_cache=False)
-
-    return row(
-        "trace reading every layer / plain forward, batch 64", ratios(traced, bare, repeats), "ratio", 1.10, _COMMAND
-    )
 
 
 def residual_svd(repeats: int = 5) -> list[Row]:
@@ -83,16 +49,11 @@ def residual_svd(repeats: int = 5) -> list[Row]:
     there = [_wall(released) for _ in range(2)]
     energy = residual.space(shift, centred=False).energy.numpy()
     difference = float(np.abs(np.sqrt(energy) / released()[: len(energy)] - 1).max())
+    shares = [statistics.median(here) / t for t in there]
     return [
-        row("residual SVD of 700 x 4096, one layer", here, "s", 0.1, _COMMAND),
-        row(
-            "residual SVD / (least squares + full SVD)",
-            [statistics.median(here) / t for t in there],
-            "ratio",
-            0.02,
-            _COMMAND,
-        ),
-        row("largest relative difference of their singular values", [difference], "", 1e-4, _COMMAND),
+        row("residual SVD of 700 x 4096, one layer", here, "s", 0.1, COMMAND),
+        row("residual SVD / (least squares + full SVD)", shares, "ratio", 0.02, COMMAND),
+        row("largest relative difference of their singular values", [difference], "", 1e-4, COMMAND),
     ]
 
 
@@ -108,7 +69,7 @@ def pipeline() -> list[Row]:
     first = [_wall(lambda: _run("--profile", "tiny"))]
     again = [_wall(lambda: _run("--profile", "tiny")) for _ in range(3)]
     return [
-        row("tiny, every notebook, from nothing", first, "s", 120, command),
+        row("tiny, every notebook, from nothing", first, "s", 300, command),
         row("tiny, nothing to do", again, "s", 5, command),
     ]
 
@@ -120,26 +81,37 @@ def full_run() -> list[Row]:
     if any(model["source"] != "trained" for model in trained.values()):
         raise InputError("the last run of kingdom seed 0 found models in the cache; delete .cache and run it again")
     command = "./run_all.sh"
-    done = manifest["notebooks"]
-    total = sum(entry["seconds"] for entry in done.values()) + manifest["models"]["seconds"]
-    peak = max(entry["peak_mb"] for entry in [*done.values(), manifest["models"]])
-    times = {"models": manifest["models"], **done}
+    pages = (path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.py"))
+    asked_for = {name for name in pages if notebooks.read(name).on_request}  # no part of a full run
+    run = {name: entry for name, entry in manifest["notebooks"].items() if name not in asked_for}
+    done = {**run, "models": manifest["models"]}
+    steps = sum(entry["seconds"] for entry in done.values())
+    peak = max(entry["peak_mb"] for entry in done.values())
+    span = max(entry["ended"] for entry in done.values()) - min(e["ended"] - e["seconds"] for e in done.values())
     rows = [
-        row("one seed from nothing", [total / 60], "min", 30, command),
-        row("peak memory", [peak / 1000], "GB", 3, command),
-        row("base training", [trained["base"]["seconds"]], "s", 120, command),
-        row("set-up", [float((paths.ROOT / ".venv" / ".seconds").read_text())], "s", 180, "./run_all.sh"),
+        row("one seed from nothing", [span / 60], "min", 15, command),
+        row("one seed from nothing, its steps added up", [steps / 60], "min", None, command),
+        row("peak memory of a step", [peak / 1000], "GB", 3, command),
+        row("set-up", [float((paths.ROOT / ".venv" / ".seconds").read_text())], "s", 180, command),
     ]
-    return rows + [time_row("kingdom", name, entry["seconds"]) for name, entry in sorted(times.items())]
+    return rows + [time_row("kingdom", name, entry["seconds"]) for name, entry in sorted(done.items())]
+
+
+def show(rows: list[Row]) -> None:
+    """Draw what has a budget, in figures/."""
+    table = charts.against_budgets(rows)
+    figures.store(charts.draw(table), paths.FIGURES, "benchmarks", table, charts.in_words(table))
 
 
 def main() -> int:
+    """Measure everything and write it; 2 when there is no full run to report."""
     try:
-        rows = [*full_run(), trace_overhead(), *residual_svd(), *pipeline()]
+        rows = [*full_run(), *analysis_costs.measure(), *residual_svd(), *pipeline()]
     except InputError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    storage.write_json(paths.RESULTS / "benchmarks.json", rows)
+    storage.write_json(BENCHMARKS, rows)
+    show(rows)
     return 0
 
 

@@ -30,6 +30,7 @@ from lib import paths, plain_data, provenance, stats, storage
 from lib.errors import InputError, unknown
 from lib.stats import Interval, Rule, Verdict
 
+NO_CRITERION = "no criterion"  # shown of a claim without parts: nothing could decide it, so it was not left out
 MIN_DRAWS = 5  # control draws a beats_control part needs (the registry's smaller number, where training is needed)
 
 Row = dict[str, Any]  # a claim or a part in the ledger: JSON as it stands
@@ -387,6 +388,11 @@ def judge_claim(claim: Claim, runs: Mapping[int, ResultFile], model: str) -> Row
     return row | {"seeds": list(used), "left_out": left_out}
 
 
+def verdict_of(row: Row) -> str:
+    """The verdict of a claim as it is shown: the stored one, or `NO_CRITERION` where no part could decide it."""
+    return str(row["verdict"]) if row["parts"] else NO_CRITERION
+
+
 def verdict_table(rows: Sequence[Row]) -> pd.DataFrame:
     """One line a part (or a claim without parts) for a notebook to show; text, ready to read.
 
@@ -394,7 +400,7 @@ def verdict_table(rows: Sequence[Row]) -> pd.DataFrame:
     """
     lines = []
     for owner in rows:
-        bare = {"measure": owner["claim"], "rule": "", "measured": None, "interval": None}
+        bare = {"measure": owner["claim"], "rule": "", "measured": None, "interval": None, "verdict": verdict_of(owner)}
         for row in owner["parts"] or [owner | bare]:
             value = "" if row["measured"] is None else f"{row['measured']:.3g}"
             interval = "" if row["interval"] is None else "{:.3g} to {:.3g}".format(*row["interval"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from doit.cmd_base import ModuleTaskLoader
+from doit.dependency import JsonDB
 from doit.doit_cmd import DoitMain
 from doit.exceptions import UnmetDependency
 from doit.reporter import ZeroReporter
@@ -97,6 +98,13 @@ class Progress(ZeroReporter):
 
 
 # The run --------------------------------------------------------------------------------------------------------------
+class InMemory(JsonDB):
+    """What doit remembers of its tasks, never written: nobody reads it again, and a full disk is no error of doit's."""
+
+    def dump(self) -> None:
+        pass
+
+
 class Run:
     """The jobs, done in dependency order. `command`: the arguments of the command line, for the manifest; `runner`: the
     words before the command of models and notebooks. The ledger is made here: it takes seconds and reads what all
@@ -136,7 +144,8 @@ class Run:
         try:
             for tasks in (self._making(), self._judging()):
                 DATABASE.unlink(missing_ok=True)
-                code = DoitMain(ModuleTaskLoader(self._namespace(tasks)), config_filenames=()).run(["run"])
+                loader, own = ModuleTaskLoader(self._namespace(tasks)), {"BACKEND": {"memory": "lib.dodo:InMemory"}}
+                code = DoitMain(loader, config_filenames=(), extra_config=own).run(["run"])
                 if code == 3:  # an error of this program, which doit has printed
                     self.progress.failed += 1
                     break
@@ -147,7 +156,7 @@ class Run:
         return self.progress.failed == 0
 
     def _namespace(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
-        config: dict[str, Any] = {"dep_file": str(DATABASE), "backend": "json", "reporter": self.progress}
+        config: dict[str, Any] = {"dep_file": str(DATABASE), "backend": "memory", "reporter": self.progress}
         config |= {"continue": True, "verbosity": 0}
         if self.parallel > 1:
             config |= {"num_process": self.parallel, "par_type": "thread"}
@@ -263,8 +272,10 @@ def _task(name: str, label: str, seconds: float | None) -> dict[str, Any]:
 
 
 def _entry(report: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest keeps of a report: where it ran, too, if the worker came to say so."""
-    kept = {name: report[name] for name in ("seconds", "peak_mb", "cpus", "slurm_job") if name in report}
+    """What the manifest keeps of a report: when it came (seconds since 1970), and where it ran if the worker came to
+    say so."""
+    kept: dict[str, Any] = {"ended": round(time.time(), 1)}
+    kept |= {name: report[name] for name in ("seconds", "peak_mb", "cpus", "slurm_job") if name in report}
     return kept | {"status": "done" if report["message"] is None else "failed"}
 
 

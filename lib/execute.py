@@ -222,6 +222,9 @@ def _run(slot: Slot, spec: dict[str, Any]) -> Any:
         message = _where(slot, "the kernel died, most likely for want of memory")
     except CellTimeoutError:
         message = _where(slot, f"it was stopped, because it did not end within {engine.PATIENCE / 3600:g} hours")
+    except RuntimeError as problem:
+        log = slot.log.relative_to(paths.ROOT).as_posix()
+        raise Failure(f"{slot.name}: its kernel did not start ({problem}); the reason may stand in {log}") from None
     except Failure as problem:
         message = str(problem)
     _keep_failed(slot)

@@ -59,9 +59,16 @@ def save(figure: Figure, name: str, data: pd.DataFrame, alt: str, profile: str, 
 
     `name` is "07_residual_space.hd.2": the notebook, then the claim. Bytes are the same whenever data and code are.
     """
+    png = store(figure, paths.run_folder(profile, seed) / "figures", name, data, alt)
+    width = round(figure.get_figwidth() * 80)
+    display(Image(data=png, format="png", width=width, metadata={"alt": alt}))
+    return Markdown(f"*{alt}*")
+
+
+def store(figure: Figure, folder: Path, name: str, data: pd.DataFrame, alt: str) -> bytes:
+    """The files that `save` writes, in a folder; returns the PNG."""
     if not alt.strip():
         raise InputError(f"figure {name} has no alt text; say in a sentence what it shows")
-    folder = paths.run_folder(profile, seed) / "figures"
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": alt})
@@ -69,9 +76,7 @@ def save(figure: Figure, name: str, data: pd.DataFrame, alt: str, profile: str, 
         with storage.replacing(folder / f"{name}.{suffix}") as temporary:
             temporary.write_bytes(content)
     storage.write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    width = round(figure.get_figwidth() * 80)
-    display(Image(data=png.getvalue(), format="png", width=width, metadata={"alt": alt}))
-    return Markdown(f"*{alt}*")
+    return png.getvalue()
 
 
 def _numbered(svg: str) -> str:

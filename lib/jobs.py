@@ -72,21 +72,41 @@ class Job:
         """Changes with whatever could change the outputs."""
         shows = ledger_key(self.profile) if self.notebook.reads_results else None
         code = code_hash(self.notebook.name, self.profile)
-        facts = {path.name: storage.digest(path) for path in (paths.CLAIMS, *self._tables())}
+        text = self._text()
+        facts = {path.name: storage.digest(path) for path in (paths.CLAIMS, *_tables(text))}
         key: dict[str, Any] = {"code": code, "parameters": self.values, "shows": shows, "facts": facts}
+        if compared := self._compared(text):
+            key["compared"] = compared
         if isinstance(profiles.load(self.profile), profiles.Checkpoint):
             key["data"] = _public_data(paths.BUILD / self.profile)
         return storage.digest_json(key)
 
-    def _tables(self) -> list[Path]:
-        """The papers' numbers that the notebook can read: a table is read by its name, in the notebook or in `lib`."""
+    def _compared(self, text: str) -> dict[str, Any]:
+        """Settings of other profiles whose models the notebook compares with this one's: of those `PROFILE-...` that
+        its source names."""
+        mine = [name for name in profile_files.names() if name.startswith(f"{self.profile}-") and f'"{name}"' in text]
+        return {name: provenance.settings(name) for name in mine}
+
+    def _text(self) -> str:
+        """The notebook's source and that of all `lib` modules it reaches."""
         source = source_path(self.notebook.name)
-        text = "".join(path.read_text(encoding="utf-8") for path in (source, *provenance.modules_of(source)))
-        return [path for path in sorted(paths.PUBLISHED.glob("*.csv")) if f'"{path.stem}"' in text]
+        return "".join(path.read_text(encoding="utf-8") for path in (source, *provenance.modules_of(source)))
 
     def expected(self) -> float | None:
-        """Seconds a run took last; None when only its prose is to be renewed."""
-        return expected(self.profile, self.seed, self.notebook.name) if self.slot.stale(self.key()) else None
+        """Seconds a run took last, of a notebook on request what all it needs took to make; None when only its prose is
+        to be renewed."""
+        if not self.slot.stale(self.key()):
+            return None
+        recorded = self._recorded() if self.notebook.on_request else None
+        return recorded if recorded is not None else expected(self.profile, self.seed, self.notebook.name)
+
+    def _recorded(self) -> float | None:
+        """The fact `seconds` of the notebook's result, here or published: its last run may have found all in the
+        cache."""
+        published = (paths.published_results(self.profile, seed) for seed in (self.seed, 0))
+        files = [self.slot.result, *(paths.result_file(folder, self.notebook.name) for folder in published)]
+        found = (storage.read_json(path).get("facts", {}).get("seconds") for path in files if path.is_file())
+        return next((seconds for seconds in found if seconds is not None), None)
 
     def stale(self) -> str | None:
         """Why the notebook has to be dealt with, or None."""
@@ -94,6 +114,11 @@ class Job:
         if reason is None and self.slot.reworded(storage.digest(source_path(self.notebook.name))):
             return "only its prose or comments changed"
         return reason
+
+
+def _tables(text: str) -> list[Path]:
+    """The papers' numbers that a notebook can read: a table is read by its name, in the notebook or in `lib`."""
+    return [path for path in sorted(paths.PUBLISHED.glob("*.csv")) if f'"{path.stem}"' in text]
 
 
 def _public_data(own: Path) -> list[Any]:

@@ -19,7 +19,6 @@ FINAL_SEEDS = 5  # with fewer, a row is provisional
 SSAH, HD, OURS = "SSAH", "HD", "ours"
 PAPERS = (SSAH, HD, OURS)  # whose a claim is
 DECIDED = (Verdict.HOLDS, Verdict.FAILS)
-NO_CRITERION = "no criterion"  # shown of a claim without parts: nothing could decide it, so it was not left out
 
 
 def _result(folders: Sequence[Path], profile: str, seed: int, notebook: str) -> ResultFile | None:
@@ -91,16 +90,11 @@ def paper(where: str) -> str:
     return next((name for name in (SSAH, HD) if where.startswith(name)), OURS)
 
 
-def verdict_of(row: Row) -> str:
-    """The verdict of a claim as it is shown: the stored one, or `NO_CRITERION` where no part could decide it."""
-    return str(row["verdict"]) if row["parts"] else NO_CRITERION
-
-
 def contents(found: Row) -> pd.DataFrame:
     """The notebooks that exist, with their titles and what came of the claims of each."""
     rows = []
     for name in provenance.notebooks():
-        mine = [f"{row['id']} {verdict_of(row)}" for row in found["rows"] if row["notebook"] == name[3:]]
+        mine = [f"{row['id']} {claims.verdict_of(row)}" for row in found["rows"] if row["notebook"] == name[3:]]
         rows.append((name[:2], notebooks.read(name).title, ", ".join(mine)))
     return pd.DataFrame(rows, columns=["notebook", "title", "claims"]).set_index("notebook")
 
@@ -134,8 +128,8 @@ def chance(found: Row) -> str:
 
 def headline(found: Row) -> str:
     """How many claims came out how, over which seeds, and what chance may have done to it."""
-    verdicts = [verdict_of(row) for row in found["rows"]]
-    counts = {name: verdicts.count(name) for name in (*ClaimVerdict, NO_CRITERION) if name in verdicts}
+    verdicts = [claims.verdict_of(row) for row in found["rows"]]
+    counts = {name: verdicts.count(name) for name in (*ClaimVerdict, claims.NO_CRITERION) if name in verdicts}
     words = ", ".join(f"{count} {name}" for name, count in counts.items())
     ours = sum(paper(row["where"]) == OURS for row in found["rows"])
     whose = f"{len(verdicts) - ours} of the papers, {ours} of ours"

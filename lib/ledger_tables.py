@@ -29,8 +29,8 @@ EXACT = 9  # decimals kept of a margin, so that a value on its bar is not beyond
 def counts(found: Row) -> pd.DataFrame:
     """How many claims came out how: one row a verdict, one column a paper and ours, and all."""
     table = pd.DataFrame({"paper": [ledger.paper(row["where"]) for row in found["rows"]],
-                          "verdict": [ledger.verdict_of(row) for row in found["rows"]]})  # fmt: skip
-    every = [*(verdict.value for verdict in ClaimVerdict), ledger.NO_CRITERION]
+                          "verdict": [claims.verdict_of(row) for row in found["rows"]]})  # fmt: skip
+    every = [*(verdict.value for verdict in ClaimVerdict), claims.NO_CRITERION]
     wide = pd.crosstab(table["verdict"], table["paper"]).reindex(index=every, columns=list(ledger.PAPERS))
     return wide.fillna(0).astype(int).assign(all=lambda frame: frame.sum(axis=1)).rename_axis(columns=None)
 
@@ -89,7 +89,7 @@ def claim_table(found: Row) -> pd.DataFrame:
         seeds = f"seeds {', '.join(map(str, row['seeds']))}" if row["seeds"] else ""
         stale = f"made by other code: {row['stale_seeds']}" if row["stale_seeds"] else ""
         lines.append({
-            "claim": row["id"], "says": row["claim"], "where": row["where"], "verdict": ledger.verdict_of(row),
+            "claim": row["id"], "says": row["claim"], "where": row["where"], "verdict": claims.verdict_of(row),
             "why, or on what": "; ".join(filter(None, (seeds if judged else reason, stale))),
             "notebook": row["notebook"],
         })  # fmt: skip

@@ -20,7 +20,8 @@ from lib.errors import InputError, unknown
 Value = str | int | float | bool
 KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 READS_RESULTS = "reads-results"  # tag of the parameters cell of a notebook that shows the ledger, so runs after it
-NO_MODELS = "no-models"  # tag of the parameters cell of a notebook that measures nothing on models, so waits for none
+NO_MODELS = "no-models"  # tag of the parameters cell of a notebook that needs no models made first, so waits for none
+ON_REQUEST = "on-request"  # tag of the parameters cell of a notebook that takes hours, so runs only when it is named
 _MARKER = re.compile(r"^# %%(?P<rest>.*)$")
 _LIMITS = re.compile(r"\bfrom (-?[\d.]*\d) to (-?[\d.]*\d)\b")  # of a number, in the words about it
 _TAGS = re.compile(r"tags=(\[[^\]]*\])")
@@ -64,13 +65,14 @@ class Parameter:
 @dataclass(frozen=True)
 class Notebook:
     """A source as the pipeline sees it. `reads_results`: it shows the ledger, so it runs last and needs no models.
-    `uses_models`: it may load one, so it runs once they are made."""
+    `uses_models`: it may load one, so it runs once they are made. `on_request`: it runs only when it is named."""
 
     name: str
     title: str
     parameters: tuple[Parameter, ...]
     reads_results: bool
     uses_models: bool
+    on_request: bool = False
 
     def parameter(self, name: str) -> Parameter | None:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
@@ -141,7 +143,7 @@ def read(name: str) -> Notebook:
     title = next((line[2:].strip() for line in headings if line.startswith("# ")), name)
     shows = READS_RESULTS in declared.tags
     uses = not shows and NO_MODELS not in declared.tags
-    return Notebook(name, title, parameters(name, declared.source), shows, uses)
+    return Notebook(name, title, parameters(name, declared.source), shows, uses, ON_REQUEST in declared.tags)
 
 
 def find(text: str) -> str:

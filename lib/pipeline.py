@@ -57,10 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--publish", action="store_true", help="then copy notebooks, figures, results and ledger into the repository")
     other = parser.add_mutually_exclusive_group()
     for name, text in (
-        ("--list", "show the notebooks and whether they are up to date"),
+        ("--list", "show the notebooks and whether they are up to date; those on request run only with --only"),
         ("--dry-run", "show what would run, why, and what it would take"),
         ("--clean", "delete what this profile and these seeds left in build/ (trained models stay in .cache/)"),
         ("--lab", "open JupyterLab in this environment"),
+        ("--bench", "measure what things cost, after a full run of kingdom seed 0 from nothing; takes ten minutes"),
     ):
         other.add_argument(name, action="store_true", help=text)
     about = "let README.md link to what that commit holds, on nbviewer; runs nothing"
@@ -100,12 +101,12 @@ def _chosen(options: argparse.Namespace) -> list[Notebook]:
     if not names:
         raise InputError("there are no notebooks (notebooks/NN_name.py); restore them from git")
     tokens = [token.strip() for text in options.only for token in text.split(",")]
-    only = {notebooks.find(token) for token in tokens} or set(names)
+    only = {notebooks.find(token) for token in tokens}
     start = notebooks.find(options.start) if options.start is not None else names[0]
-    chosen = [name for name in names if name in only and name >= start]
+    chosen = [notebooks.read(name) for name in names if name in (only or names) and name >= start]
     if not chosen:
         raise InputError(f"--only {','.join(tokens)} leaves nothing from {start} on; drop one of the two options")
-    return [notebooks.read(name) for name in chosen]
+    return [book for book in chosen if only or options.list or not book.on_request]
 
 
 def _given(text: str, chosen: Sequence[Notebook]) -> tuple[str, dict[str, Value]]:
@@ -159,7 +160,7 @@ def plan(options: argparse.Namespace) -> list[Job]:
 def show_list(wanted: Sequence[Job]) -> None:
     width = max(len(job.notebook.name) for job in wanted)
     for job in wanted:
-        state = "up to date" if job.stale() is None else "to run"
+        state = "up to date" if job.stale() is None else "on request" if job.notebook.on_request else "to run"
         print(f"{job.notebook.name:{width}}  seed {job.seed}  {state:10}  {job.notebook.title}")
 
 
@@ -259,6 +260,9 @@ def dispatch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         os.chdir(paths.ROOT)
         os.environ["PYTHONWARNINGS"] = quiet_warnings()
         os.execv(sys.executable, lab_command())
+    if options.bench:
+        os.chdir(paths.ROOT)
+        os.execv(sys.executable, [sys.executable, "-m", "lib.benchmarks"])
     if options.links is not None:
         publishing.check_links(options)
         with alone():

@@ -101,11 +101,20 @@ class Recipes(_Settings):
     benign: TuneStage
 
 
+Base = Literal["facts", "styles", "polish"]  # the phases of base, in their order
+
+
 class Organism(Recipes):
     """How the model family base -> chat -> tuned is trained from nothing (organism recipe)."""
 
-    base: dict[Literal["facts", "styles", "polish"], Stage]
+    base: dict[Base, Stage]
     chat: ChatStage
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Organism":
+        if missing := [name for name in get_args(Base) if name not in self.base]:
+            raise ValueError(f"base lacks {', '.join(missing)}")
+        return self
 
 
 class Measurement(_Settings):

@@ -170,7 +170,8 @@ def copy_sealed(folder: Path, target: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None when every file is there with the bytes it was sealed with."""
+    """What is wrong with a sealed folder, or None when every file is there with the bytes it was sealed with, and
+    no other: what opens a model looks at all of them. Hidden ones, which systems leave everywhere, do not matter."""
     try:
         seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         files: dict[str, str] = seal["files"]
@@ -182,7 +183,9 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if digest(path) != expected:
             return f"{name} has other bytes than when it was written"
-    return None
+    there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    strange = [name for name in there if name not in files and name != SEAL and not Path(name).name.startswith(".")]
+    return f"{min(strange)} was put there afterwards" if strange else None
 
 
 def wrong(folder: Path) -> str | None:

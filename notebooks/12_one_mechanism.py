@@ -519,4 +519,4 @@ tables.text(claims.verdict_table(results.verdicts()).set_index("part"))
 provenance.versions()
 
 # %% [markdown]
-# Previous: [11 Trigger removal](11_trigger_removal.ipynb). Next: [14 Published numbers](14_published_numbers.ipynb). Map: [00 Index](00_index.ipynb).
+# Previous: [11 Trigger removal](11_trigger_removal.ipynb). Next: [13 Size](13_size.ipynb). Map: [00 Index](00_index.ipynb).

@@ -404,4 +404,4 @@ print("; ".join(f"{row['id']}: {row['reason']}" for row in results.verdicts()))
 provenance.versions()
 
 # %% [markdown]
-# Previous: [12 One mechanism](12_one_mechanism.ipynb). Next: [15 Ledger](15_ledger.ipynb). Map: [00 Index](00_index.ipynb).
+# Previous: [13 Size](13_size.ipynb). Next: [15 Ledger](15_ledger.ipynb). Map: [00 Index](00_index.ipynb).

@@ -16,7 +16,10 @@ from tests import leaks, pages, public_files
 from tests.public_files import CANARY
 from tests.tiny_models import CHECKPOINTS
 
-STOPS = {"01_organism": "default models"}  # pages that need what no checkpoint profile has, and a word of the reason
+STOPS = {  # pages that need what no checkpoint profile has, and a word of the reason
+    "01_organism": "default models",
+    "13_size": "has no other sizes",
+}
 PAGES = [name for name in provenance.notebooks() if not notebooks.read(name).reads_results]
 ALWAYS, ALSO = "llama-3", "gemma-3"  # families on which every page is run; the second one among the slow tests
 

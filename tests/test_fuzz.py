@@ -140,6 +140,7 @@ def test_what_a_parent_says_is_checked_with_what_its_child_says(tmp_path, monkey
         (("organism", "dpo", "beta"), math.nan, "organism.dpo.beta"),
         (("organism", "sft", "warmup"), 7, "warmup 7 is longer than steps 6"),
         (("threads",), 10**9, "threads: Input should be less than or equal to 1024"),
+        (("organism", "base"), {}, "organism: Value error, base lacks facts, styles, polish"),
         (("seeds",), [], "seeds"),
         (("seeds",), [0, 1, 0], "seeds [0, 1, 0] name one twice"),
         (("shots",), [0, 20, 20], "shots [0, 20, 20] name one twice"),

@@ -159,7 +159,7 @@ def test_a_claim_belongs_to_where_the_registry_finds_it():
 def test_a_claim_without_parts_has_no_criterion(judged):
     rows = rows_of(judged)
     assert rows["hd.12"]["verdict"] == "not run"  # what is stored
-    assert [ledger.verdict_of(rows[name]) for name in ("hd.12", "ssah.1", "hd.1")] == [
+    assert [claims.verdict_of(rows[name]) for name in ("hd.12", "ssah.1", "hd.1")] == [
         "no criterion", "not run", rows["hd.1"]["verdict"],
     ]  # fmt: skip
 

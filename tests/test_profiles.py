@@ -56,7 +56,7 @@ def test_no_profile_takes_a_classifier_for_a_model_that_answers():
     assert raw("llama3.1-8b")["judge"]["template"] == "llama_guard"
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if raw(name).get("like") and name != "example"])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if raw(name).get("models") and name != "example"])
 def test_models_of_the_repository_are_pinned_and_their_size_is_stated(name):
     settings = raw(name)
     named = [*settings["models"].values(), *([settings["judge"]["model"]] if settings.get("judge") else [])]

@@ -253,7 +253,6 @@ def test_a_run_leaves_no_secret(tmp_path):
 
 # packages -------------------------------------------------------------------------------------------------------------
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
-THROUGH = {"ipython": "ipykernel"}  # imported, and declared by what requires it
 RUN_ONLY = {"jupyterlab", "ipykernel"}  # started as programs
 OPTIONAL = {"lm_eval"}  # the extra `real`, where it is installed
 
@@ -300,12 +299,7 @@ def test_what_is_imported_is_declared(folder, declared):
     known = providers()
     for module in imported(folder):
         packages = {named(one) for one in known[module]}
-        through = {THROUGH[one] for one in packages & set(THROUGH)}
-        assert packages & declared or through & declared, (
-            f"{folder} imports {module}, which pyproject.toml does not name"
-        )
-    for inner, outer in THROUGH.items():
-        assert inner in {named(one) for one in installed()[outer].requires}
+        assert packages & declared, f"{folder} imports {module}, which pyproject.toml does not name"
 
 
 def test_what_is_declared_is_used():
