@@ -74,8 +74,10 @@ def _model() -> LanguageModel:
 
 
 def _asked(model: LanguageModel, count: int) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """So many prompts, of every style alike: some styles are longer."""
     every = [prompt for cell in prompt_sets.behaviour(_PROFILE, _SEED).values() for prompt in cell]
-    return every[:count], prompts.encode(model.tokenizer, every[:count])
+    chosen = every[:: len(every) // count][:count]
+    return chosen, prompts.encode(model.tokenizer, chosen)
 
 
 @torch.no_grad()
@@ -233,13 +235,12 @@ def growth() -> list[Row]:
     """How the cost of reading every layer grows: with prompts and layers it should in proportion, with width at most
     with its square."""
     model = _model()
-    asked, _ = _asked(model, 512)
     counts = (64, 128, 256, 512)
-    by_prompts = [_least(partial(residual.activations, model, asked[:count])) for count in counts]
+    by_prompts = [_least(partial(residual.activations, model, _asked(model, count)[0])) for count in counts]
     rows = [("prompts", slope(counts, by_prompts), 1.1)]
     for name, sizes, most in (("layers", (3, 6, 12, 24), 1.1), ("width", (64, 128, 256, 512), 2.0)):
         grown = [_grown(**{name: size}) for size in sizes]
-        seconds = [_least(partial(residual.activations, one, asked[:128])) for one in grown]
+        seconds = [_least(partial(residual.activations, one, _asked(model, 128)[0])) for one in grown]
         rows.append((name, slope(sizes, seconds), most))
     about = "reading every layer, growth with {}: log-log slope"
     return [row(about.format(name), [found], "", most, COMMAND) for name, found, most in rows]

@@ -128,11 +128,11 @@ class _Sums:
         squares = torch.einsum("ent,ntd->end", chosen, wide.square_())
         tokens = chosen.sum(2)[..., None]
         number = self.sequences + torch.arange(1, len(values) + 1, dtype=torch.float64, device=wide.device)[:, None]
-        means = ((total / tokens).cumsum(1) + self.mean * self.sequences) / number  # after each sequence
-        apart = (squares - 2 * means * total + tokens * means.square()).clamp(min=0)
-        self.fluctuation = self.fluctuation + (apart * (number - 1) / number).sum(1)
-        self.mean, self.sequences = means[:, -1:], self.sequences + len(values)
+        means = (total / tokens).cumsum_(1).add_(self.mean * self.sequences).div_(number)  # after each sequence
         self.total, self.squares = self.total + total.sum(1), self.squares + squares.sum(1)
+        self.mean, self.sequences = means[:, -1:].clone(), self.sequences + len(values)
+        apart = means.mul(tokens).sub_(total, alpha=2).mul_(means).add_(squares).clamp_(min=0)
+        self.fluctuation = self.fluctuation + apart.mul_((number - 1) / number).sum(1)
         self.tokens = self.tokens + tokens.sum(1)
 
     def of(self, what: str) -> Float[Tensor, "position d"]:
@@ -221,7 +221,8 @@ def activations(model: LanguageModel, examples: Sequence[Example], batch: int = 
         with torch.inference_mode():
             for place, values in tracing.forward(model.traced, encoding, places).activations.items():
                 sums[place].add(values, chosen.to(values.device))
-                pool[place] = values[torch.arange(len(token)), token].float().cpu()
+                if len(token):  # tensors without rows, kept among large ones that go, would scatter the heap
+                    pool[place] = values[torch.arange(len(token)), token].float().cpu()
         return sums, pool
 
     for _, (sums, pool) in batches.halving(batches.in_order(len(ids), batch), lengths, add):
