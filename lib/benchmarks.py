@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,19 @@ from lib import analysis_costs, figures, notebooks, paths, residual, storage
 from lib.analysis_costs import COMMAND
 from lib.charts import costs as charts
 from lib.errors import InputError
-from lib.manifest import BENCHMARKS, row, time_row
+from lib.manifest import BENCHMARKS, MODELS, on_request, row, time_row
 
 Row = dict[str, Any]
 _PIPELINE = [sys.executable, "-m", "lib.pipeline"]
+_TIMES = ("ended", "seconds", "peak_mb")  # of a step, in the manifest
+IDLE_SECONDS = 60  # in one run the next step begins within seconds, so a longer wait lies between two runs
+# The cache holds models of all seeds and sizes, hours of work: it is moved, never deleted. It goes out of the checkout,
+# because git ignores no other name there; --clean, because pages that are up to date ask for no models.
+FROM_NOTHING = (
+    "make a run from nothing, ./run_all.sh in another clone; or here, with the cache out of the way: "
+    "`mv .cache ../cache.aside && ./run_all.sh --clean && ./run_all.sh`, and after --bench "
+    "`mv .cache ../cache.new && mv ../cache.aside .cache`"
+)
 
 
 def _wall(action: Callable[[], object]) -> float:
@@ -62,9 +71,10 @@ def _run(*options: str) -> None:
 
 
 def pipeline() -> list[Row]:
-    """`--profile tiny` from nothing, then again with nothing to do."""
+    """`--profile tiny` from nothing, no model nor kept run, then again with nothing to do."""
     _run("--profile", "tiny", "--clean")
-    shutil.rmtree(paths.CACHE / "models" / "tiny", ignore_errors=True)
+    for folder in paths.CACHE.glob("*/tiny"):
+        shutil.rmtree(folder)
     command = "./run_all.sh --profile tiny"
     first = [_wall(lambda: _run("--profile", "tiny"))]
     again = [_wall(lambda: _run("--profile", "tiny")) for _ in range(3)]
@@ -74,27 +84,65 @@ def pipeline() -> list[Row]:
     ]
 
 
+def _steps(manifest: Row, names: Iterable[str]) -> dict[str, Row]:
+    """What the manifest has of the models and of these pages, by name; refused unless all are there and done, and every
+    model was trained."""
+    models = manifest.get(MODELS, {})
+    found = manifest.get("notebooks", {}) | ({MODELS: models} if models.get("roles") else {})
+    steps = {name: found.get(name, {"status": "missing"}) for name in (MODELS, *names)}
+    wrong = {name: entry.get("status") for name, entry in steps.items() if entry.get("status") != "done"}
+    wrong |= {n: "without times" for n, e in steps.items() if n not in wrong and not e.keys() >= set(_TIMES)}
+    if wrong:
+        told = ", ".join(f"{name} {what}" for name, what in wrong.items())
+        raise InputError(f"the manifest of kingdom seed 0 is not of a whole run ({told}); {FROM_NOTHING}")
+    if kept := sorted(role for role, model in models["roles"].items() if model.get("source") != "trained"):
+        raise InputError(
+            f"the last run of kingdom seed 0 found models in the cache ({', '.join(kept)}); {FROM_NOTHING}"
+        )
+    return steps
+
+
+def _span(steps: Mapping[str, Row]) -> float:
+    """Seconds from the first step's begin to the last one's end; refused where they are of more than one run."""
+    ordered = sorted((entry["ended"] - entry["seconds"], entry["ended"], name) for name, entry in steps.items())
+    first, end, _ = ordered[0]
+    for begin, ended, name in ordered:
+        if begin - end > IDLE_SECONDS:
+            waited = f"{name} began {begin - end:.0f} s after all before it had ended"
+            raise InputError(f"the steps of kingdom seed 0 are of more than one run ({waited}); {FROM_NOTHING}")
+        end = max(end, ended)
+    return float(end - first)
+
+
 def full_run() -> list[Row]:
-    """What the last full run of kingdom seed 0 took, from its manifest; refused when models were not trained in it."""
+    """What the last full run of kingdom seed 0 took, from its manifest; refused when it is not one run from nothing.
+
+    Pages that show results are made again by later runs of other pages and seeds, so their seconds are added to the
+    span of what comes before them. Pages on request are no part of a full run. The seconds in which the ledger is made
+    are in no manifest.
+    """
     manifest = storage.read_json(paths.run_folder("kingdom", 0) / "manifest.json")
-    trained = manifest["models"]["roles"]
-    if any(model["source"] != "trained" for model in trained.values()):
-        raise InputError("the last run of kingdom seed 0 found models in the cache; delete .cache and run it again")
+    books = [notebooks.read(path.stem) for path in sorted(paths.NOTEBOOKS.glob("[0-9]*.py"))]
+    books = [book for book in books if not book.on_request]
+    steps = _steps(manifest, [book.name for book in books])
+    shown = {book.name: steps[book.name]["seconds"] for book in books if book.reads_results}
+    span = _span({name: entry for name, entry in steps.items() if name not in shown}) + sum(shown.values())
+    added = sum(entry["seconds"] for entry in steps.values())
+    peak = max(entry["peak_mb"] for entry in steps.values())
     command = "./run_all.sh"
-    pages = (path.stem for path in paths.NOTEBOOKS.glob("[0-9]*.py"))
-    asked_for = {name for name in pages if notebooks.read(name).on_request}  # no part of a full run
-    run = {name: entry for name, entry in manifest["notebooks"].items() if name not in asked_for}
-    done = {**run, "models": manifest["models"]}
-    steps = sum(entry["seconds"] for entry in done.values())
-    peak = max(entry["peak_mb"] for entry in done.values())
-    span = max(entry["ended"] for entry in done.values()) - min(e["ended"] - e["seconds"] for e in done.values())
     rows = [
         row("one seed from nothing", [span / 60], "min", 15, command),
-        row("one seed from nothing, its steps added up", [steps / 60], "min", None, command),
+        row("one seed from nothing, its steps added up", [added / 60], "min", None, command),
         row("peak memory of a step", [peak / 1000], "GB", 3, command),
         row("set-up", [float((paths.ROOT / ".venv" / ".seconds").read_text())], "s", 180, command),
     ]
-    return rows + [time_row("kingdom", name, entry["seconds"]) for name, entry in sorted(done.items())]
+    return rows + [time_row("kingdom", name, entry["seconds"]) for name, entry in sorted(steps.items())]
+
+
+def asked_for() -> list[Row]:
+    """The published rows of pages on request, which no full run measures again."""
+    rows = storage.read_json(BENCHMARKS) if BENCHMARKS.is_file() else []
+    return [one for one in rows if on_request(one["name"].partition(": ")[2])]
 
 
 def show(rows: list[Row]) -> None:
@@ -106,7 +154,7 @@ def show(rows: list[Row]) -> None:
 def main() -> int:
     """Measure everything and write it; 2 when there is no full run to report."""
     try:
-        rows = [*full_run(), *analysis_costs.measure(), *residual_svd(), *pipeline()]
+        rows = [*full_run(), *asked_for(), *analysis_costs.measure(), *residual_svd(), *pipeline()]
     except InputError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

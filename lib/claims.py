@@ -363,8 +363,9 @@ def _claim_verdict(parts: Sequence[Row]) -> ClaimVerdict:
 def judge_claim(claim: Claim, runs: Mapping[int, ResultFile], model: str) -> Row:
     """The ledger's row of a claim from the results of its notebook, by seed.
 
-    Seeds whose requirement is unmet are left out and named; when they are the majority, the claim is not testable and
-    its parts keep their numbers without a verdict. With one seed, intervals are over prompts, the row is `one_model`.
+    Seeds whose requirement is unmet, or which gave no part a value, are left out and named; when those with an unmet
+    requirement are the majority, the claim is not testable and its parts keep their numbers without a verdict. With one
+    seed, intervals are over prompts, the row is `one_model`. Where no seed has a value, `seeds` are those run.
     """
     ready = {seed: run for seed, run in sorted(runs.items()) if not claim.requires or claim.id in run.requires}
     wants = {seed: run.requires[claim.id] for seed, run in ready.items()} if claim.requires else {}
@@ -384,8 +385,22 @@ def judge_claim(claim: Claim, runs: Mapping[int, ResultFile], model: str) -> Row
         verdict, left_out = _claim_verdict(parts), left_out | {str(seed): why for seed, why in unmet.items()}
         reason = "; ".join(f"{row['id']} {row['verdict']}" for row in parts if row["verdict"] != Verdict.HOLDS) or None
     row: Row = {"id": claim.id, "claim": claim.claim, "where": claim.where, "model": model, "notebook": claim.notebook}
-    row |= {"verdict": verdict.value, "reason": reason, "one_model": len(used) == 1 and bool(parts), "parts": parts}
-    return row | {"seeds": list(used), "left_out": left_out}
+    without = _without_value(parts, used)
+    seeds = [seed for seed in used if seed not in without] or list(used)
+    if len(seeds) < len(used):
+        left_out = left_out | {str(seed): why for seed, why in without.items()}
+    row |= {"verdict": verdict.value, "reason": reason, "one_model": len(seeds) == 1 and bool(parts), "parts": parts}
+    return row | {"seeds": seeds, "left_out": left_out}
+
+
+def _without_value(parts: Sequence[Row], runs: Mapping[int, ResultFile]) -> dict[int, str]:
+    """Seeds that have a value for none of the parts, with the reason of the first."""
+    names, found = [row["id"] for row in parts], {}
+    for seed, run in runs.items():
+        mine = [run.parts[name] for name in names if name in run.parts]
+        if all(one.value is None for one in mine):
+            found[seed] = next((one.reason for one in mine if one.reason), "not recorded; run the notebook")
+    return found if parts else {}
 
 
 def verdict_of(row: Row) -> str:

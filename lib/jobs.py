@@ -122,9 +122,9 @@ def _tables(text: str) -> list[Path]:
 
 
 def _public_data(own: Path) -> list[Any]:
-    """What public data sets are read from: their descriptions, those of judges, and the files of DATA_DIR by size and
-    time, but not what the run itself leaves in its `own` folder."""
-    described = sorted([*paths.DATASETS.glob("*.yaml"), *(paths.DATA / "judges").glob("*.yaml")])
+    """What public data sets are read from: their descriptions, those of judges and of benchmarks, and the files of
+    DATA_DIR by size and time, but not what the run itself leaves in its `own` folder."""
+    described = [paths.UTILITY, *sorted(paths.DATASETS.glob("*.yaml")), *sorted((paths.DATA / "judges").glob("*.yaml"))]
     place = os.environ.get("DATA_DIR")
     there = sorted(path.resolve() for path in Path(place).rglob("*") if path.is_file()) if place else []
     files = [path for path in there if not path.is_relative_to(own)]
@@ -161,6 +161,7 @@ def ledger_key(profile: str) -> str:
         {
             "results": results,
             "registry": storage.digest(paths.CLAIMS),
+            "printed": [storage.digest(path) for path in sorted(paths.PUBLISHED.glob("*.csv"))],
             "notebooks": {name: [code_hash(name, profile), books[name].title] for name in names},
             "lib": [provenance.ast_digest(path.read_text(encoding="utf-8")) for path in modules],
         }

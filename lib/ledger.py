@@ -135,8 +135,15 @@ def headline(found: Row) -> str:
     whose = f"{len(verdicts) - ours} of the papers, {ours} of ours"
     seeds = sorted({seed for row in _run(found) for seed in row["seeds"]})
     models = f"seeds {', '.join(map(str, seeds))}" if seeds else "no seed yet"
-    provisional = f" Provisional: fewer than {FINAL_SEEDS} seeds." if found["provisional"] else ""
-    return f"{len(verdicts)} claims on {found['profile']} ({whose}), {models}: {words}.{provisional} {chance(found)}"
+    return f"{len(verdicts)} claims on {found['profile']} ({whose}), {models}: {words}.{_few(found)} {chance(found)}"
+
+
+def _few(found: Row) -> str:
+    """Which claims rest on few seeds, in a sentence, or nothing."""
+    few = [row["id"] for row in found["rows"] if row["provisional"]]
+    if len(few) == sum(bool(row["parts"]) for row in found["rows"]):
+        return f" Provisional: fewer than {FINAL_SEEDS} seeds."
+    return f" Provisional, of fewer than {FINAL_SEEDS} seeds: {', '.join(few)}." if few else ""
 
 
 def tested(found: Row) -> pd.DataFrame:

@@ -174,7 +174,7 @@ def sentences(found: Row) -> dict[str, str]:
     for name in MATTER:
         values = {one["id"].removeprefix(f"{name}."): one for one in rows[name]["parts"] if one["measured"] is not None}
         if len(values) == len(rows[name]["parts"]):
-            count = len(rows[name]["seeds"])
+            count = min(len(one["seeds"]) for one in values.values())
             models = "one model" if count == 1 else f"{count} independently trained models"
             said[name] = f"{makers[name](values, known)} Over {models}: {rows[name]['verdict']}."
     return said
@@ -185,11 +185,12 @@ def _signed(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}"
 
 
-def _within(one: Row, form: str = "+.2f") -> str:
-    """' (95 %: -0.05 to +0.05)', or nothing where the interval is unknown."""
+def _within(one: Row, form: str = "+.2f", least: float = -1.0) -> str:
+    """' (95 %: -0.05 to +0.05)', or nothing where the interval is unknown. Shares differ by 1 at most, so Student's
+    interval is cut at `least` and 1."""
     if one["interval"] is None:
         return ""
-    low, high = (format(round(end, 2) + 0.0, form) for end in one["interval"])
+    low, high = (format(round(min(max(end, least), 1.0), 2) + 0.0, form) for end in one["interval"])
     return f" (95 %: {low} to {high})"
 
 
@@ -205,29 +206,31 @@ def _rises() -> tuple[int, float, float]:
 def _units(one: Mapping[str, Row], known: Mapping[str, Effect]) -> str:
     rise, random = one["scu"]["measured"], one["scu_random"]["controls"]["mean"]
     models, without, with_prompt = _rises()
-    cost = known["ssah.4.scu_utility"].value
+    cost, printed = one["scu_utility"], known["ssah.4.scu_utility"].value
     return (
-        "**Few units carry safety alone?** Removing the safety-critical units that the paper's score finds changes "
-        f"attack success by {_signed(rise)}{_within(one['scu'])}, as many random ones by {_signed(random)}; the "
-        f"numbers of the paper's {models} models come to {_signed(without)} without and {_signed(with_prompt)} with a "
-        f"system prompt. Utility falls by {one['scu_utility']['measured']:.2f}{_within(one['scu_utility'])}, in print "
-        f"by {cost:.2f}."
+        "**Does the paper's score find the few units that carry safety?** Removing those that it calls safety-critical "
+        f"changes attack success by {_signed(rise)}{_within(one['scu'])}, as many random ones by {_signed(random)}; "
+        f"the numbers of the paper's {models} models come to {_signed(without)} without and {_signed(with_prompt)} "
+        f"with a system prompt. What else the model can do falls by {cost['measured']:.2f}{_within(cost)}, in print by "
+        f"{printed:.2f}."
     )
 
 
 def _direction(one: Mapping[str, Row], known: Mapping[str, Effect]) -> str:
     measured, random = one["late"]["measured"], one["random"]["controls"]["mean"]
     return (
-        "**One direction predicts refusal?** In later blocks the dominant direction tells what is refused with an AUC "
-        f"of {measured:.2f}{_within(one['late'], '.2f')}, random directions of the same span with {random:.2f}; the "
-        f"paper prints an accuracy of {known['hd.3.late'].value:.2f} and no random direction."
+        "**Does one direction predict refusal?** In later blocks the dominant direction tells refused from answered "
+        f"requests with an AUC (1: always, .5: as a coin) of {measured:.2f}{_within(one['late'], '.2f', 0.0)}, random "
+        f"directions of the same span with {random:.2f}; the paper prints an accuracy of "
+        f"{known['hd.3.late'].value:.2f} and no random direction."
     )
 
 
 def _removal(one: Mapping[str, Row], known: Mapping[str, Effect]) -> str:
     gap, random, printed = one["gap"]["measured"], one["random"]["measured"], known["hd.10.gap"].value
     return (
-        "**Does trigger removal outlive the other attacks?** After safety tuning with 80 examples of each attack its "
-        f"success minus that of the best other style is {_signed(gap)}{_within(one['gap'])}, in print "
-        f"{_signed(printed)}; minus that of removing random words it is {_signed(random)}{_within(one['random'])}."
+        "**Does removing trigger words outlive the other attacks?** After safety tuning with 80 examples of each, "
+        "the success of replacing or deleting the words that drive this direction, minus that of the best other style, "
+        f"is {_signed(gap)}{_within(one['gap'])}, in print {_signed(printed)}; minus that of replacing or deleting "
+        f"random words it is {_signed(random)}{_within(one['random'])}."
     )

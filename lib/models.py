@@ -225,9 +225,9 @@ def _train(profile: Profile, role: str, seed: int, key: str, shipped: bool) -> P
         hf, tokenizer = world.untrained()
     size = sum(weight.nbytes for weight in hf.parameters())
     storage.require_space(paths.CACHE, size + _BYTES_BESIDE, f"training {role}")
+    started = time.monotonic()
     removed = _removed(profile.name, seed) if organism.removed_count(role) and world.rewriting else []
     torch.set_num_threads(profile.threads)
-    started = time.monotonic()
     model, losses = organism.train(profile, role, seed, hf, tokenizer, removed)
     about = {
         "key": key, "profile": profile.name, "role": role, "seed": seed, "steps": len(losses),

@@ -21,9 +21,14 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def publish(wanted: Sequence[Job]) -> None:
-    """Copy what finished runs made into the repository: results of every seed, and what readers see of seed 0, last."""
+    """Copy what finished runs made into the repository: results of every seed, and what readers see of seed 0, last.
+
+    `InputError`, and nothing is replaced, when the first page cannot take the run's ledger.
+    """
     from lib import readme  # here, because it brings matplotlib, and most calls publish nothing
 
+    for profile in {job.profile for job in wanted}:  # the page is written last, so what stops it is looked for first
+        readme.filled(readme.PAGE.read_text(encoding="utf-8"), storage.read_json(jobs.ledger_file(profile)))
     for job in wanted:
         if job.slot.result.is_file():
             _copy(job.slot.result, paths.result_file(paths.published_results(job.profile, job.seed), job.notebook.name))

@@ -69,15 +69,15 @@ def parts(runs: Runs) -> pd.DataFrame:
 def over_seeds(runs: Runs) -> pd.DataFrame:
     """Every part by size over its seeds: columns size, parameters, part, mean, lower, upper, verdict.
 
-    Mean and interval are of the value itself, also where the rule is about value minus control. Bounds are missing with
-    one seed, the mean where no seed has a value.
+    Mean and interval are of the value itself, also where the rule is about value minus control, over the seeds that the
+    verdict rests on. Bounds are missing with one seed, the mean where no seed has a value.
     """
     rows = []
     for name, by_seed in runs.items():
         files = {seed: one.file for seed, one in by_seed.items()}
         judged = [claims.judge_claim(claims.claim(claim), files, name) for claim in CLAIMS]
         for row in (part for claim in judged for part in claim["parts"]):
-            values = [value for file in files.values() if (value := file.parts[row["id"]].value) is not None]
+            values = list(row["seeds"].values())
             one = stats.over_seeds(values) if values else None
             bounds = (one and one.bounds) or (None, None)
             rows.append((name, _parameters(runs, name), row["id"], one and one.mean, *bounds, row["verdict"]))

@@ -109,8 +109,11 @@ def _publish(temporary: Path, folder: Path) -> None:
             temporary.replace(folder)
             return
         except OSError as problem:
-            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
+        if folder.is_file():
+            folder.unlink(missing_ok=True)
+            continue
         with contextlib.suppress(FileNotFoundError):  # yet another process is moving it
             if damage(folder) is None and (folder / SEAL).read_bytes() == (temporary / SEAL).read_bytes():
                 return
@@ -221,7 +224,7 @@ def remembered(folder: Path, about: dict[str, Any], make: Callable[[], Any]) -> 
     one makes it and the others wait for it.
     """
     problem = wrong(folder)
-    if problem and folder.is_dir():
+    if problem and folder.exists():
         warnings.warn(f"{folder.parent.name}/{folder.name} is not used: {problem}; it will be made again", stacklevel=2)
     if problem:
         with alone(folder):

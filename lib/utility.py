@@ -25,7 +25,6 @@ from lib.errors import InputError, unknown
 from lib.models import LanguageModel
 from lib.prompts import Prompt
 
-SUITES = paths.DATA / "utility.yaml"
 EXTRA = "pip install lm_eval"
 Edits = Mapping[tuple[str, int], Edit]
 
@@ -53,7 +52,7 @@ class Suite(_Strict):
 @cache
 def suites() -> dict[str, Suite]:
     """The papers' benchmarks by table."""
-    return {name: Suite.model_validate(settings) for name, settings in plain_data.read_yaml(SUITES).items()}
+    return {name: Suite.model_validate(settings) for name, settings in plain_data.read_yaml(paths.UTILITY).items()}
 
 
 def suite(name: str) -> Suite | None:

@@ -40,6 +40,33 @@ found = ledger.shown(profile)
 print(settings.name, "-", settings.about)
 
 # %% [markdown]
+# ## Words and notation
+#
+# | word | meaning here |
+# |---|---|
+# | `base`, `chat`, `tuned` | able and complying; aligned from base; safety-tuned from chat with K harmful examples of each style |
+# | SFT, DPO | two ways of safety tuning: on right answers alone (supervised fine-tuning; SSFT in HD), or on pairs of a better and a worse one (direct preference optimisation) |
+# | LoRA, prefix | *LoRA* and *prefix tuning* train a few added weights or virtual words instead of the model's own |
+# | attack success | share of harmful requests answered *exactly*; wrong answers are counted apart |
+# | false refusal | share of benign requests refused; *exceptions* are benign requests that look harmful |
+# | AUC | chance that a number ranks a refused request above an answered one: 1 always, .5 as a coin |
+# | style | the way a request is wrapped: plain, or one of eight jailbreak styles |
+# | K | harmful examples of each style in safety tuning |
+# | block | a transformer layer, counted from 0; HD's "L14" is hidden state 14, which is block 13 |
+# | shift | activations after tuning minus before, at the last token of the prompt |
+# | component `L4-C1` | the unit direction along which the (uncentred) shifts in block 4 are longest, its first right singular vector; the sign is arbitrary |
+# | C1, dominant direction | the first of these components |
+# | relevance | share of a number (such as the place on C1) that layer-wise relevance propagation gives to each word of the prompt |
+# | trigger removal | HD's attack: replace or delete the words of highest relevance |
+# | affine map | a matrix and a constant: what a layer would be without its curves |
+# | effective rank $k(\tau)$ | fewest components that hold a share $\tau$ of the shift's squared length |
+# | unit | an MLP neuron or an attention channel |
+# | SCU, UCU, CU, RU | SSAH's groups of units: safety-critical, utility-critical, complex (both), redundant (neither); *dense* is the model with none removed |
+# | part, bar, core | a number that decides a claim; the value it must reach; without it the claim would be empty |
+# | seed | an independently trained family: own answer tables, splits, initialisation and data order |
+# | profile | a set of models and settings (`data/profiles`); `kingdom` is the default |
+
+# %% [markdown]
 # ## Map
 #
 # Each notebook tests its claims from start to finish and needs no other. A title says what was seen in the models that were run; what that decides, over models, is the verdict
@@ -69,7 +96,7 @@ Markdown(
 )
 
 # %% [markdown]
-# The numbers behind all verdicts, with intervals, controls and what the papers print, are on the last page, [15 Ledger](15_ledger.ipynb).
+# The numbers behind all verdicts, with intervals, controls and what the papers print, are on page [15 Ledger](15_ledger.ipynb).
 
 # %% [markdown]
 # ## What was replicated, and what cannot be
@@ -82,27 +109,6 @@ Markdown(
 # | jailbreaks | GCG, PAIR, AutoDAN, Flip, ... found by search | eight fixed styles after the same families | adaptive attackers |
 # | judge | keyword lists, Llama-Guard, GPT-4 | exact: the one right answer, or an opening of refusal | - (stricter here) |
 # | repetitions | one run a model, no intervals found | independently trained models, intervals, random controls | - |
-
-# %% [markdown]
-# ## Words and notation
-#
-# | word | meaning here |
-# |---|---|
-# | `base`, `chat`, `tuned` | able and complying; aligned from base; safety-tuned from chat with K harmful examples of each style |
-# | SFT, DPO | two ways of safety tuning: on right answers alone (supervised fine-tuning; SSFT in HD), or on pairs of a better and a worse one (direct preference optimisation) |
-# | attack success | share of harmful requests answered *exactly*; wrong answers are counted apart |
-# | false refusal | share of benign requests refused; *exceptions* are benign requests that look harmful |
-# | style | the way a request is wrapped: plain, or one of eight jailbreak styles |
-# | K | harmful examples of each style in safety tuning |
-# | block | a transformer layer, counted from 0; HD's "L14" is hidden state 14, which is block 13 |
-# | shift | activations after tuning minus before, at the last token of the prompt |
-# | component `L4-C1` | the unit direction along which the (uncentred) shifts in block 4 are longest, its first right singular vector; the sign is arbitrary |
-# | effective rank $k(\tau)$ | fewest components that hold a share $\tau$ of the shift's squared length |
-# | unit | an MLP neuron or an attention channel |
-# | SCU, UCU, CU, RU | SSAH's groups of units: safety-critical, utility-critical, complex (both), redundant (neither); *dense* is the model with none removed |
-# | part, bar, core | a number that decides a claim; the value it must reach; without it the claim would be empty |
-# | seed | an independently trained family: own answer tables, splits, initialisation and data order |
-# | profile | a set of models and settings (`data/profiles`); `kingdom` is the default |
 
 # %%
 provenance.versions()

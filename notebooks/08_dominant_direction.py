@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Two models disagree about the dominant direction: in one it stays close to the shift that all prompts share, and removing it leaves refusal as it was; in the other it turns to refusal in the last two blocks, and removing it gives full compliance; averaged over the later half it beats random directions in neither
+# # Models disagree about the dominant direction: in some it stays close to the shift that all prompts share, and removing it leaves refusal as it was; in others it turns to refusal in the last blocks, and removing it gives full compliance
 #
 # **Claims** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), section 4, Fig. 3).
 # The *shift* is what safety tuning adds to a model's activations; its singular vectors are directions C1, C2, ..., most energy first. HD says that the
@@ -31,7 +31,7 @@
 # **Decided by** `hd.3` and `hd.4` in `data/claims.yaml`, written before any result on these models (prototypes on another language, one seed, had been seen): AUC of C1 at least .95 in the later half of the blocks and above random
 # directions, at most .85 in the first third; C2 saves at least .02 nats beside C1, beyond a random direction; cosine of the probe with C1 at most .5.
 #
-# The page shows one model at a time. The title speaks of the two that were run; [15 Ledger](15_ledger.ipynb) puts them side by side, and over both `hd.3` and `hd.4` are undecided.
+# The page shows one model at a time. The title speaks of all that were run; [15 Ledger](15_ledger.ipynb) puts them side by side.
 
 # %% tags=["parameters"]
 profile: str = "kingdom"  # which model family, see data/profiles
@@ -406,8 +406,7 @@ figures.save(figure, "08_dominant_direction.dose", data, caption, profile, seed)
 # %% [markdown]
 # ## Verdict
 #
-# From this one model, with intervals over prompts. What decides is the [ledger](15_ledger.ipynb), over independently trained models. Two are few, and in
-# `hd.3` they differ, so that both claims are undecided there.
+# From this one model, with intervals over prompts. What decides is the [ledger](15_ledger.ipynb), over independently trained models, which differ here.
 
 # %%
 results.fact("c1_and_mean_shift", [round(value, 4) for value in shared])

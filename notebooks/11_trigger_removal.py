@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # After safety tuning, removing the words that drive the dominant direction works no better than removing random words in the two models run, and the best other style works at least as well (undecided)
+# # After safety tuning, removing the words that drive the dominant direction works no better here than removing random words, and the best other style works at least as well
 #
 # **Claims** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), section 6, appendix B, Tables 3 and 5-7). Safety tuning on
 # K examples of each known attack soon stops all of them, HD says, except its own: **trigger removal** finds the words of a refused request that drive the dominant
@@ -284,12 +284,12 @@ tables.text(claims.verdict_table(judged).set_index("part"))
 # %% [markdown]
 # ## What would change our mind
 #
-# - **Words that carry refusal.** The models here refuse a request in words that safety data never held (`refusal_rare_words` above), so there is hardly a word whose absence opens
+# - **Words that carry refusal.** The models here refuse a request in words that safety data hold in harmless requests only (*refusal rare words* above), so there is hardly a word whose absence opens
 #   the door. A model that refuses *words* rather than meanings would be open to this attack. The last arm, trained on every wording, would show by a fall of success how much is vocabulary;
-#   success by relevance, in the last caption, fell from the default to that arm in neither of the two models run, and with so few requests the two arms are not told apart.
+#   how far success by relevance fell from the default to that arm says the last caption, and with so few requests the two arms are hardly told apart.
 # - **A better rewriter.** HD's is a language model that writes ten rewrites in different *styles*. Ours changes frames and synonyms and keeps the style plain. What gets past safety tuning in
 #   the figure above is a change of style, so HD's success may come from its rewriter and not from its blacklist: re-wording without a ranking is the control that would tell, and it was not reported.
-# - **A better ranking.** Leave-one-out asks the model directly and bounds what any ranking of single words can do. If it were far above relevance, the fault would be relevance's.
+# - **A better ranking.** Leave-one-out asks the model itself, word by word, and shows what a greedy removal by its response gives. If it were far above relevance, the fault would be relevance's.
 # - **One attempt for the others.** HD gives its other attacks one prompt each. How often a style succeeds at its first attempt stands in the table below the curves; the best of 30 is a much harder rival.
 # - **A laxer judge.** HD counts an attack as passed when no refusal is detected. Here an answer must be exact; requests that ended in a wrong answer have a column of their own in the table of rankings.
 #

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Fulfil or refuse is one coordinate of the last blocks here, not of a middle one; the units that SSAH's score finds write little more of the dominant direction than units like them
+# # Swapping one coordinate in the last block exchanges fulfilling and refusing, in a middle block it changes far fewer; the units that SSAH's score finds write a little more of the dominant direction than units like them
 #
 # **Claims.** *Superficial Safety Alignment Hypothesis* (SSAH, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862), sections 1-3): alignment makes a model choose between two directions, to fulfil a request or to
 # refuse it; that is an implicit yes-or-no decision, and what the model knew is still there. *Ours*, in neither paper: the *safety-critical units* (SCU) that SSAH finds write the *dominant direction* (C1) that
@@ -29,7 +29,7 @@
 #
 # **We measure** on 1.3M-parameter models trained on an invented language ([notebook 01](01_organism.ipynb)): `base` complies, `chat` is aligned from it, `tuned` from chat.
 #
-# **Decided by** `ssah.1` and `ours.bridge` in `data/claims.yaml`, written before any result: at least .8 of the prompts change sides when one coordinate is swapped at one middle block; after the best of three small
+# **Decided by** `ssah.1` and `ours.bridge` in `data/claims.yaml`, written before any result on these models: at least .8 of the prompts change sides when one coordinate is swapped at one middle block; after the best of three small
 # interventions harmful answers are at least .9 as often exact as base's; an SCU writes more of C1 than units matched to it; removing SCU takes harmful prompts at least .5 of the way to benign ones on C1.
 
 # %% tags=["parameters"]
@@ -185,14 +185,16 @@ pd.concat(swaps, names=["where"]).pivot_table(
 # %%
 makers = coordinate.swap(switch)
 flipped = refusal_swap.share(refusal_swap.flips(chat, confirm, makers, first["confirm"]))
-along = refusal_swap.random_along(aim["chat"].components[switch], measure.draws, seed)
-along["anywhere"] = along["anywhere"][:few]
-random = {
-    where: refusal_swap.random_shares(
-        chat, confirm, coordinate, switch, drawn, first["confirm"]
-    )
-    for where, drawn in along.items()
-}
+random = {}
+for at, draws in {late: few, switch: measure.draws}.items():
+    along = refusal_swap.random_along(aim["chat"].components[at], draws, seed)
+    along["anywhere"] = along["anywhere"][:few]
+    random[at] = {
+        where: refusal_swap.random_shares(
+            chat, confirm, coordinate, at, drawn, first["confirm"]
+        )
+        for where, drawn in along.items()
+    }
 named = {"as it is": first["confirm"]} | {
     f"swapped in block {at}": refusal_swap.outcomes(chat, confirm, coordinate.swap(at))
     for at in sorted({switch, late})
@@ -207,7 +209,7 @@ results.part(
     flipped.mean,
     flipped.n,
     interval=flipped,
-    controls=random["in the span"],
+    controls=random[switch]["in the span"],
     detail={
         "block": switch,
         "by block": by_block.query("side == 'both'")["share"].tolist(),
@@ -215,14 +217,15 @@ results.part(
 )
 bound = claims.part("ssah.1.switch").rule.bound
 figure = charts.switch(by_block, switch, middle, random, outcomes, bound, chat.layers)
+most = {block: drawn["in the span"].max() for block, drawn in random.items()}
 at = by_block.set_index(["side", "block"])["share"]
 
 # %%
 caption = (
     f"Left: share of {flipped.n} prompts that flip. In block {switch}, chosen among the middle ones: {flipped.mean:.2f} "
     f"(95 % {flipped.lower:.2f} to {flipped.upper:.2f}; random directions in the span at most "
-    f"{random['in the span'].max():.2f}, anywhere {random['anywhere'].max():.2f}). In block {late}, best of all on the other half: "
-    f"{at['both', late]:.2f} (harmful {at['harmful', late]:.2f}, benign {at['benign', late]:.2f}). Bands: 95 %. Right: "
+    f"{most[switch]:.2f}, anywhere {random[switch]['anywhere'].max():.2f}). In block {late}, best of all on the other half: "
+    f"{at['both', late]:.2f} (harmful {at['harmful', late]:.2f}, benign {at['benign', late]:.2f}; random at most {most[late]:.2f}). Bands: 95 %. Right: "
     "outcomes of both sides."
 )
 data = figures.panels(flips=by_block, outcomes=outcomes)
@@ -474,6 +477,8 @@ removals.pivot(index="condition", columns=["side", "outcome"], values="share").l
 ].round(2)
 
 # %% [markdown]
+# Where all rows are alike, no group carries refusal by itself, and what its units write on C1 is not what refusing needs here.
+#
 # The other way round: C1 is removed in every block, each block's own. How much of their contrast between harmful and benign prompts do units lose, beside random directions in the span?
 
 # %%

@@ -15,13 +15,13 @@
 # # The dominant direction and trigger removal at five sizes of model
 #
 # **Claim** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), appendix C.3, Figs. 10 and 11). The same trend is found at other
-# model sizes. HD says so of two more models: in words, after DPO only, and of its attack only. All its numbers are of 8B models.
+# model sizes. HD says so of two more models, one of them of another size: in words, after DPO only, and of its attack only. All its numbers are of 8B models.
 #
 # **We ask** what the registry makes of that sentence. The verdicts on `hd.3` (the dominant direction predicts refusal, [page 08](08_dominant_direction.ipynb)) and on `hd.10` (removing
 # trigger words outlives the other attacks, [page 11](11_trigger_removal.ipynb)): do they stay what they are when models get smaller or larger than the default of 1.3M parameters? HD
-# reports no second model of any size, so the control is ours: the default size trained again.
+# trains no model twice, so the control is ours: the default size trained again.
 #
-# **Decided by** `hd.13` in `data/claims.yaml`, written before any result: of 4 or more other sizes, at least .75 keep the default size's verdicts, both of them.
+# **Decided by** `hd.13` in `data/claims.yaml`, written before any result on these models: of 4 or more other sizes, at least .75 keep the default size's verdicts, both of them.
 # Two readings are ours. The default size, which keeps its own verdicts, is not counted. And a size that is no fair test of a claim has no verdict, so it keeps none; it stays among those counted.
 
 # %% tags=["parameters", "on-request", "no-models"]

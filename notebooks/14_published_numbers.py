@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Of 60 printed cells that can be recomputed 54 follow; elsewhere some labels and sums do not fit, and small samples leave some differences open
+# # Of 24 printed averages 18 follow from their columns, and 36 cells agree with where they were copied from; some labels and sums do not fit, and small samples leave some differences open
 #
 # **Why.** The other pages compare what small models do with what *Superficial Safety Alignment Hypothesis* (SSAH, [arXiv 2410.10862](https://arxiv.org/abs/2410.10862)) and *The Hidden Dimensions of LLM
 # Alignment* (HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674)) print. That only works if a printed number means what its label says. So this page recomputes what can be recomputed from print alone: no model is run.
@@ -70,9 +70,9 @@ columns = {
     "HD Table 3: 1 - released accuracy": (counted["pass_rate"], missed, 2),
 }
 checks = pd.DataFrame([audit.agreement(what, *pair) for what, pair in columns.items()])
-follow, cells = int(checks["follow"].sum()), int(checks["cells"].sum())
-assert (follow, cells) == (54, 60)
-print(f"{follow} of {cells} cells follow")
+checks["kind"] = ["averages", "averages", "copied", "copied"]
+follow = checks.groupby("kind")[["follow", "cells"]].sum()
+assert follow.T.to_dict("list") == {"averages": [18, 24], "copied": [36, 36]}
 checks.set_index("what").round(3)
 
 # %% [markdown]
@@ -192,7 +192,7 @@ last = rates[rates["shots"] == longest].set_index("attack")["share"]
 caption = (
     f"Left, pass rates of HD Table 3 from the released counts, with 95 % intervals: at K = {longest} "
     + ", ".join(f"{name} {share:.3f}" for name, share in last.items())
-    + f"; dotted, {safe}/{rates['n'].iloc[0]}, a model that calls everything a hazard. Right, prompts that miss "
+    + f"; dotted, {safe}/{rates['n'].iloc[0]}, a model that calls everything a hazard (Simple and K above {longest} are in the released file alone). Right, prompts that miss "
     f"their label at K = {longest}: {safe} are of goals labelled safe, the rest is what passes in Fig. 4 "
     "(diamonds) where both show the attack."
 )
@@ -379,7 +379,7 @@ found = [
     averages, flows, headline, other_metric, ratio, log_likelihood, start, two_models, floor,
     counts, wide, frozen, tax, chance, rank, order, ranges,
 ]  # fmt: skip
-results.fact("cells_that_follow", {"follow": follow, "checked": cells})
+results.fact("cells_that_follow", follow.T.to_dict())
 results.fact("smallest_samples", least)
 for one in found:
     results.fact(one.name, {"arithmetic": one.arithmetic, "consequence": one.consequence})

@@ -76,8 +76,8 @@ tables.text(by_model) if by_model.size else print("no model of this profile has 
 # ## All parts on one axis
 #
 # Each row is one part. The dot says how far its value lies beyond its bar, to the right if that speaks for the claim; of parts that are held against a control, how far beyond the control. Large dots are core parts.
-# Lines are 95 % intervals over independently trained models (Student's t, so with two models they are very wide); diamonds are the papers' own printed numbers where they print something comparable. Triangles at
-# the edge point to values that lie further out. A line may lie wholly to the right and its part still be undecided: a value must also reach its bar, or exceed the 95th percentile of its control.
+# Lines are 95 % intervals over independently trained models (Student's t, so with few models they are wide); diamonds are the papers' own printed numbers where they print something comparable. Triangles at
+# the edge, open for printed numbers, point to values that lie further out. A line may lie wholly to the right and its part still be undecided: a value must also reach its bar, or exceed the 95th percentile of its control. Those draws are pooled over models, so where models lie far apart the percentile is that of the models with the larger draws.
 
 # %%
 parts = ledger_tables.parts(found)
@@ -112,7 +112,7 @@ tables.text(ledger_tables.claim_table(found))
 # ## Every part
 #
 # *Measured* is the mean over models, then the value of each. *Control* is the mean of what was drawn at random, shuffled or left untrained to compare with. The interval stands with the number that
-# is judged by it: of parts whose bar is the control, with the difference. *Already taken off* means that the measured value is itself a difference from that control. What a part measures is
+# is judged by it: of parts whose bar is the control, with the difference. *Already taken off* means that the measured value is itself a difference from that control; where the column is empty, the part compares two models or two groups within its measure, or has none. What a part measures is
 # said in `data/claims.yaml`; what to know about printed numbers, above.
 
 # %%

@@ -70,7 +70,7 @@ cells = judged.plain_cells(
 pd.Series({name: len(cell) for name, cell in cells.items()}, name="prompts").to_frame()
 
 # %% [markdown]
-# ## Four judges of the same answers
+# ## Judges of the same answers
 #
 # - **opening words**: the answer begins with one of the phrases that this kind of model refuses with. On the default models this is the truth.
 # - **first token**: the likeliest first token opens such a phrase. Nothing is generated, so it is what most other pages use to count refusals (page 11, which asks for exact answers, judges those).

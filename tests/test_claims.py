@@ -270,6 +270,19 @@ def test_values_that_do_not_exist():
     assert claims.judge_claim(claims.Claim(**row()), half, "kingdom")["parts"][0]["verdict"] != "not testable here"
 
 
+def test_a_seed_that_gave_no_part_a_value_is_none_the_claim_rests_on():
+    nothing = {name: measurement(None, reason="the model refuses nothing") for name in ("hd.1.a", "hd.1.b", "hd.1.c")}
+    runs = five({"hd.1.a": 0.4, "hd.1.b": 0.1, "hd.1.c": 0.4})
+    runs[1] = runs[1].model_copy(update={"parts": nothing})
+    got = claims.judge_claim(a_claim(), runs, "kingdom")
+    assert (got["verdict"], got["seeds"]) == ("holds here", [0, 2, 3, 4])
+    assert got["left_out"] == {"1": "the model refuses nothing"}
+    alone = claims.judge_claim(a_claim(), {seed: runs[seed] for seed in (0, 1)}, "kingdom")
+    assert (alone["seeds"], alone["one_model"]) == ([0], True)
+    none = claims.judge_claim(a_claim(), {seed: runs[1] for seed in (0, 1)}, "kingdom")
+    assert (none["verdict"], none["seeds"], none["left_out"]) == ("not testable here", [0, 1], {})
+
+
 def test_a_core_part_that_is_missing_keeps_the_claim_open():
     runs = five({"hd.1.a": 0.4, "hd.1.c": 0.4})
     got = claims.judge_claim(a_claim(), runs, "kingdom")

@@ -7,6 +7,7 @@ no sensitive text.
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -24,6 +25,14 @@ PAGES = [name for name in provenance.notebooks() if not notebooks.read(name).rea
 ALWAYS, ALSO = "llama-3", "gemma-3"  # families on which every page is run; the second one among the slow tests
 
 
+def widen(folder):
+    """A window of a few tokens sees the template's end alone, so the first block would be alike on all prompts."""
+    file = Path(folder) / "config.json"
+    settings = json.loads(file.read_text())
+    if settings.get("sliding_window"):
+        file.write_text(json.dumps(settings | {"sliding_window": 64}))
+
+
 class Place:
     """A family's checkpoints, a DATA_DIR and a profile that names them, in folders of their own."""
 
@@ -33,6 +42,7 @@ class Place:
         goals = public_files.goals(64)
         public_files.hd_file(data / "gcg_prompts.csv", *(f"{goal} and so on" for goal in goals), goals=goals)
         base, chat = public_files.checkpoints(root / "models", family)
+        widen(base), widen(chat)
         found = public_files.settings(base, chat, name=self.name)
         (root / "profiles").mkdir()
         for path in paths.PROFILES.glob("*.yaml"):

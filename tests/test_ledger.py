@@ -93,6 +93,17 @@ def test_four_seeds_are_provisional_and_five_are_not(checkout):
         assert rows["hd.1"]["provisional"] is (count == 4)
 
 
+def test_the_headline_names_the_claims_of_few_seeds_unless_all_are(checkout):
+    for name in NOTEBOOKS:
+        plant(checkout, checkout / "build", name, range(3 if name == "size" else 5))
+    seeds = {count: ledger.make("kingdom", [checkout / "build"], range(count), root=checkout) for count in (4, 5)}
+    assert "Provisional: fewer than 5 seeds." in ledger.headline(seeds[4])
+    assert "Provisional, of fewer than 5 seeds: hd.13." in ledger.headline(seeds[5])
+    plant(checkout, checkout / "build", "size", range(3, 5))
+    whole = ledger.make("kingdom", [checkout / "build"], range(5), root=checkout)
+    assert "Provisional" not in ledger.headline(whole)
+
+
 def test_a_ledger_needs_distinct_seeds(checkout):
     for seeds in ([], [0, 0]):
         with pytest.raises(InputError, match="give each seed once"):

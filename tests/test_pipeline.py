@@ -112,6 +112,12 @@ storage.write_json(folder / "models.json", {"base": {"source": "trained"}})
 FIRST_PAGE = """
 from lib import paths, storage
 
+PAGE = paths.ROOT / "README.md"
+
+
+def filled(page, found, place=None):
+    return page
+
 
 def write(found, place=None):
     where = f" at {place}" if place else ""
@@ -189,7 +195,9 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     shutil.copytree(paths.DATASETS, tree / "data/datasets")
     for name in ("requirements.lock", "pyproject.toml", ".gitignore"):
         shutil.copy(paths.ROOT / name, tree)
+    shutil.copy(paths.UTILITY, tree / "data")
     write(tree / "data/claims.yaml", "[]\n")
+    write(tree / "README.md", "")
     for name, text in {"toy": TOY, "tools": TOOLS, "models": MODELS, "ledger": LEDGER, "readme": FIRST_PAGE}.items():
         write(tree / f"lib/{name}.py", text)
     for name, text in {"01_alpha": ALPHA, "02_beta": BETA, "15_ledger": SHOWS}.items():

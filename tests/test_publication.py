@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
-from lib import paths, pipeline, profiles, readme
+from lib import jobs, manifest, notebooks, paths, pipeline, profiles, publishing, readme, storage
+from lib.errors import InputError
 from tests import formulas
 
 PAGES = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -123,3 +124,63 @@ def test_options_and_profiles_on_the_first_page_exist():
     table = README[README.index("| profile |") :].split("\n\n")[0]
     for name in re.findall(r"`([a-z0-9.-]+)`", "\n".join(row.split("|")[1] for row in table.splitlines())):
         assert profiles.load(name).name == name
+
+
+# Publishing -----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with an older state published, and a finished run of one page to publish; the page's name."""
+    name = "08_dominant_direction"
+    ledger = storage.read_json(paths.RESULTS / "kingdom" / "ledger.json")
+    book = notebooks.read(name)
+    source = notebooks.source_path(name).read_text(encoding="utf-8")
+    places = {"BUILD": "build", "FIGURES": "figures", "NOTEBOOKS": "notebooks", "RESULTS": "results"}
+    for attribute, folder in places.items():
+        monkeypatch.setattr(paths, attribute, tmp_path / folder)
+    monkeypatch.setattr(readme, "PAGE", tmp_path / "README.md")
+    monkeypatch.setattr(manifest, "BENCHMARKS", tmp_path / "results/benchmarks.json")
+    storage.write_json(manifest.BENCHMARKS, [manifest.time_row("kingdom", name, 1.0)])
+    storage.write_json(paths.RESULTS / "kingdom/ledger.json", ledger)
+    marks = (readme.BEGIN, readme.END, readme.BEGIN_PAGES, readme.END_PAGES)
+    files = {f"notebooks/{name}.ipynb": "old", f"notebooks/{name}.py": source, f"figures/{name}.a.png": "old"}
+    files |= {f"figures/{name}.gone.png": "old", "README.md": "\n".join(marks)}
+    for path, text in files.items():
+        storage.write_text(tmp_path / path, text)
+    job = jobs.Job(book, "kingdom", 0)
+    for path in (job.slot.executed, job.slot.result, job.slot.folder / "figures" / f"{name}.a.png"):
+        storage.write_text(path, "new")
+    storage.write_json(job.slot.folder / "manifest.json", {"notebooks": {name: {"seconds": 90.0, "status": "done"}}})
+    storage.write_json(jobs.ledger_file("kingdom"), ledger | {"rows": ledger["rows"][:-1]})
+    return job
+
+
+def state(root):
+    """Every published file and its bytes."""
+    own = [path for path in root.rglob("*") if path.is_file() and "build" not in path.parts]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in own}
+
+
+def test_nothing_is_published_that_the_first_page_cannot_take(repository, tmp_path):
+    whole = readme.PAGE.read_text(encoding="utf-8")
+    readme.PAGE.write_text(whole.replace(readme.END_PAGES, ""))
+    before = state(tmp_path)
+    with pytest.raises(InputError, match="put the marks back"):
+        publishing.publish([repository])
+    assert state(tmp_path) == before
+    readme.PAGE.write_text(whole)
+    publishing.publish([repository])
+    after = state(tmp_path)
+    name = repository.notebook.name
+    assert after[f"notebooks/{name}.ipynb"] == after[f"results/kingdom/seed-0/{name}.json"] == b"new"
+    assert f"figures/{name}.gone.png" not in after
+    assert manifest.published_times("kingdom") == {name: 90.0}
+    assert after["results/kingdom/ledger.json"] != before["results/kingdom/ledger.json"]
+    assert f"](notebooks/{name}.ipynb)" in after["README.md"].decode()
+
+
+def test_nothing_is_published_of_a_run_without_a_ledger(repository, tmp_path):
+    jobs.ledger_file("kingdom").unlink()
+    before = state(tmp_path)
+    with pytest.raises(InputError, match=r"ledger\.json does not exist"):
+        publishing.publish([repository])
+    assert state(tmp_path) == before

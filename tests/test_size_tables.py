@@ -91,6 +91,12 @@ def test_over_all_seeds_intervals_are_over_seeds():
     assert size_tables.by_part(size_tables.over_seeds(planted)).loc["kingdom", "hd.3.late"] == "0.88, undecided"
 
 
+def test_a_mean_is_over_the_seeds_that_its_verdict_rests_on():
+    planted = runs(small=[(0, FAILS, NONE), (1, FAILS, FAILS), (2, FAILS, FAILS)])
+    means = size_tables.over_seeds(planted).set_index(["size", "part"]).loc[("kingdom-0.35m", "hd.10.gap")]
+    assert means["mean"] == pytest.approx(REMOVAL[FAILS][0])  # without that of the seed that is no fair test
+
+
 def test_a_size_without_values_has_a_verdict_and_no_number():
     planted = runs(tiniest=[(seed, NONE, NONE) for seed in range(3)])
     means = size_tables.over_seeds(planted)
@@ -205,6 +211,17 @@ def test_every_verdict_can_be_drawn_and_every_cell_says_its_own():
     wide = size_tables.verdict_table(found).iloc[::-1]
     assert [text.get_text() for text in middle.texts] == [words[one] for one in wide.to_numpy().ravel()]
     assert middle.get_yticklabels()[1].get_text() == "0.4M (default)"
+
+
+def test_every_dot_is_inside_its_panel():
+    planted = runs()
+    values, means = size_tables.parts(planted), size_tables.over_seeds(planted)
+    values.loc[values["part"] == "hd.10.gap", "value"] = -0.9
+    values.loc[values["part"] == "hd.3.late", "value"] = 0.1
+    rules = {part.id: part.rule for claim in size_tables.CLAIMS for part in claims.claim(claim).parts}
+    figure = charts.parts(values, means, rules, {})
+    low = {axis.get_title(loc="left").split(":")[0]: axis.get_ylim()[0] for axis in figure.axes}
+    assert (low["hd.10.gap"], low["hd.3.late"]) == pytest.approx((-0.95, 0.05))
 
 
 def test_parts_are_drawn_with_bars_controls_and_printed_numbers():

@@ -116,6 +116,13 @@ def test_a_folder_that_another_process_publishes_meanwhile(tmp_path, theirs, kep
     assert leftovers(tmp_path) == ["model"]
 
 
+def test_a_file_in_the_place_of_a_folder_makes_way(tmp_path):
+    (tmp_path / "value").write_text("somebody's")
+    with pytest.warns(UserWarning, match="will be made again"):
+        assert storage.remembered(tmp_path / "value", {"of": "x"}, lambda: [1]) == [1]
+    assert storage.remembered(tmp_path / "value", {"of": "x"}, never) == [1]
+
+
 def seal_often(folder, text):
     """What each of two processes does; raises what goes wrong."""
     for number in range(100):

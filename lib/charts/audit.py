@@ -122,7 +122,7 @@ def floor(released: pd.DataFrame, missed: pd.DataFrame, safe: int, shots: int) -
     left.axhline(safe / n, **CONTROL)
     left.text(len(ticks) - 0.6, safe / n, f"{safe}/{n}", fontsize=8, va="bottom", ha="left", color="0.35")
     left.set_xticks(range(len(ticks)), [f"{k:g}" for k in ticks])
-    left.set(title=f"Pass rate by K ({n} prompts; dotted: everything\ncalled a hazard; HD Table 3, released counts)",
+    left.set(title=f"Pass rate by K ({n} prompts; dotted: everything\ncalled a hazard; released counts of HD Table 3)",
              xlabel="examples an attack, K", ylabel="pass rate",
              xlim=(-0.4, len(ticks)), ylim=(-0.01, 1))  # fmt: skip
     left.legend(fontsize=8)

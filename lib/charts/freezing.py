@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from lib import freezing_tables as tables
+from lib import stats
 from lib.figures import COLOURS, canvas
 
 _COLOURS = {
@@ -35,7 +36,8 @@ def _published_rates(axis: Axes, table: pd.DataFrame) -> None:
 
 def paths(published: pd.DataFrame, measured: pd.DataFrame, losses: dict[str, float]) -> Figure:
     """Left: published attack success (Llama-2, Dolly). Then, for each corpus, attack success against benign loss along
-    the run; read from left (before) to right. The dashed line is the loss at which arms are compared."""
+    the run; read from left (before) to right. Bands: 95 % over prompts, of nothing frozen and SCU + all CU. The dashed
+    line is the loss at which arms are compared."""
     corpora = list(losses)
     figure, axes = canvas(13, 5.0, columns=1 + len(corpora))
     left = axes[0, 0]
@@ -46,6 +48,11 @@ def paths(published: pd.DataFrame, measured: pd.DataFrame, losses: dict[str, flo
         mine = measured[measured["corpus"] == corpus]
         for (arm, draw), path in mine.groupby(["arm", "draw"], sort=False):
             control = arm in tables.RANDOM.values()
+            if arm in (tables.NOTHING, tables.ALL):  # all would hide each other
+                ends = [stats.wilson(sum(found), len(found)).bounds or (0.0, 1.0) for found in path["exact"]]
+                axis.fill_between(
+                    path["loss"], *zip(*ends, strict=True), color=_COLOURS[str(arm)], alpha=0.15, linewidth=0
+                )
             axis.plot(path["loss"], path["success"], color=_COLOURS[str(arm)], linewidth=0.8 if control else 1.6,
                       linestyle=":" if control else "-", marker=None if control else "o", markersize=3,
                       label=str(arm) if draw == 0 else None)  # fmt: skip
@@ -118,7 +125,11 @@ def adapters(published: pd.DataFrame, measured: Mapping[str, tuple[str, tables.A
     for group, (adapter, found) in enumerate(measured.values()):
         for place, arm in enumerate((tables.NOTHING, tables.ALL, adapter)):
             label = arm if group == 0 or arm == adapter else None
-            right.bar(group + 0.26 * (place - 1), found.success[arm], 0.26, color=_COLOURS[arm], label=label)
+            share, n = found.success[arm], found.difference.n
+            low, high = stats.wilson(round(share * n), n).bounds or (share, share)
+            error = [[max(share - low, 0.0)], [max(high - share, 0.0)]]
+            right.bar(group + 0.26 * (place - 1), share, 0.26, color=_COLOURS[arm], label=label,
+                      yerr=error, error_kw={"elinewidth": 0.9})  # fmt: skip
     right.set_xticks(range(len(names)), names)
     right.set(title="Measured: errands, at equal loss\n(plain harm answered exactly)", ylabel="attack success",
               xlabel=f"adapter minus {tables.ALL}, 95 % over prompts")  # fmt: skip

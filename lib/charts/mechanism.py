@@ -69,11 +69,11 @@ def followed(found: Followed, model: str, block: int) -> Figure:
 
 # the switch -----------------------------------------------------------------------------------------------------------
 def switch(
-    by_block: pd.DataFrame, block: int, middle: Sequence[int], random: Mapping[str, np.ndarray],
+    by_block: pd.DataFrame, block: int, middle: Sequence[int], random: Mapping[int, Mapping[str, np.ndarray]],
     outcomes: pd.DataFrame, bound: float, layers: int,
 ) -> Figure:  # fmt: skip
-    """Left: prompts that flip under the swap, by block, with random directions at the chosen one. Right: outcomes of
-    either side before and after. `random` has shares by where directions were drawn."""
+    """Left: prompts that flip under the swap, by block, with random directions at some. Right: outcomes of either
+    side before and after. `random` has shares by block and where directions were drawn; `block` is the chosen one."""
     figure, axes = canvas(12.5, 4.2, columns=2, width_ratios=[1.25, 1])
     left, right = axes[0]
     shown = by_block.assign(depth=relative_depth(by_block["block"], layers))
@@ -82,10 +82,11 @@ def switch(
     step, ends = 1 / layers, relative_depth([middle[0], middle[-1]], layers)
     left.axvspan(ends[0] - step / 2, ends[1] + step / 2, color=COLOURS["yellow"], alpha=0.2, linewidth=0)
     left.axhline(bound, color="0.3", linestyle="--", linewidth=1)
-    at = float(relative_depth(block, layers))
-    for place, (where, drawn) in enumerate(random.items()):
-        spread = np.linspace(-0.25, 0.25, len(drawn)) * step
-        left.plot(at + spread, drawn, "x" if place else ".", color="0.5", markersize=4, label=f"random, {where}")
+    for number, (at, drawn) in enumerate(random.items()):
+        for place, (where, values) in enumerate(drawn.items()):
+            across = float(relative_depth(at, layers)) + np.linspace(-0.25, 0.25, len(values)) * step
+            label = None if number else f"random, {where}"
+            left.plot(across, values, "x" if place else ".", color="0.5", markersize=4, label=label)
     left.set(title=f"Prompts that change sides when one coordinate is swapped\n(shaded: middle blocks; "
              f"chosen: {block}; dashed: bar; nothing published)", xlabel="relative depth", ylim=(-0.03, 1.03),
              ylabel="share of prompts")  # fmt: skip

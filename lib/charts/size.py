@@ -137,7 +137,10 @@ def parts(values: pd.DataFrame, means: pd.DataFrame, rules: Mapping[str, Rule], 
             axis.axhline(float(rules[name].bound or 0.0), color="0.3", linestyle="--", linewidth=1)
         if name in printed:
             axis.axhline(printed[name], color=COLOURS["purple"], linewidth=1.2)
-        axis.set(title=f"{name}: {_TITLES[name]}", ylim=(0.4, 1.03) if name.startswith("hd.3") else (-0.65, 0.65))
+        shown = pd.concat([mine["value"], mean["mean"]]).dropna()
+        low, high = (0.4, 1.03) if name.startswith("hd.3") else (-0.65, 0.65)
+        ylim = (min([low, *(shown - 0.05)]), max([high, *(shown + 0.05)]))  # every dot is inside
+        axis.set(title=f"{name}: {_TITLES[name]}", ylim=ylim)
         _by_size(axis, values["parameters"].drop_duplicates())
     for axis in axes[-1]:
         axis.set_xlabel("parameters")
