@@ -27,7 +27,7 @@
 # %% tags=["parameters", "on-request", "no-models"]
 profile: str = "kingdom"  # which model family, see data/profiles
 seed: int = 0  # which organism decides on this page
-seeds: int = 3  # how many organisms of each size are shown beside it, from seed 0 on
+seeds: int = 3  # how many organisms of each size are shown beside it, from 1 to 100, seed 0 first
 
 # %%
 from lib import claims, figures, provenance, published_effects, size_tables, sizes, stats

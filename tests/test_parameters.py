@@ -25,6 +25,12 @@ OWN = {  # page: parameter: values that the command line refuses, with what it s
             **dict.fromkeys(("0", "1", "-5", "101", "1000000000"), "from 2 to 100"),
         }
     },
+    "13_size": {
+        "seeds": {
+            **dict.fromkeys(("", "three", "2.5", "true"), "is a whole number"),
+            **dict.fromkeys(("0", "-1", "101"), "from 1 to 100"),
+        }
+    },
     "16_your_model": {"suite": {}},
 }
 
