@@ -51,6 +51,7 @@ def test_grown_models_have_the_size_asked_for(layers, width):
     assert (model.layers, model.width, model.hf.config.intermediate_size) == (layers, width, 3 * width)
 
 
+@pytest.mark.slow
 def test_every_cost_is_measured_and_named_once(monkeypatch):
     """With one round of little: the numbers mean nothing."""
     monkeypatch.setattr(costs, "_ROUNDS", 1)
