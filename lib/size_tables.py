@@ -245,6 +245,12 @@ def cost(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["size", "parameters", "seed", "step", "seconds"])
 
 
+def fastest(cost: pd.DataFrame) -> pd.DataFrame:
+    """Seconds by size and step of the seed that took least: seeds do the same work, and what else a machine has to do
+    only adds. Of a frame of `cost`: a row a size, indexed by parameters, a column a step."""
+    return cost.pivot_table(index="parameters", columns="step", values="seconds", aggfunc="min", sort=False)
+
+
 def untestable(runs: Runs) -> pd.DataFrame:
     """Which sizes and seeds are no fair test of which claim, and why: columns size, seed, claim, why."""
     rows = []

@@ -162,7 +162,7 @@ def _part_handles() -> list[Line2D]:
 
 def fair(behaviour: pd.DataFrame, cost: pd.DataFrame, least: float) -> Figure:
     """Left, what models of each size know and do (mean over seeds, a dot a seed), with the line `least` that two
-    requirements share; right, minutes by step. Frames of `size_tables.behaviour` and `.cost`."""
+    requirements share; right, minutes by step. Frames of `size_tables.behaviour` and `.fastest`."""
     figure, axes = canvas(12.5, 4.3, columns=2, width_ratios=[1.4, 1])
     left, right = axes[0]
     sizes = behaviour["parameters"].drop_duplicates()
@@ -174,7 +174,7 @@ def fair(behaviour: pd.DataFrame, cost: pd.DataFrame, least: float) -> Figure:
     left.axhline(least, color="0.3", linestyle="--", linewidth=1)
     left.set(title="What models of each size know and do", ylabel="share of prompts", ylim=(-0.03, 1.03))
     left.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
-    minutes_of = cost.pivot_table(index="parameters", columns="step", values="seconds", sort=False) / 60
+    minutes_of = cost / 60
     base = np.zeros(len(minutes_of))
     for (step, minutes), colour in zip(minutes_of.items(), cycle(COLOURS.values()), strict=False):
         right.bar(
@@ -182,7 +182,9 @@ def fair(behaviour: pd.DataFrame, cost: pd.DataFrame, least: float) -> Figure:
         )
         base = base + minutes.fillna(0).to_numpy()
     right.set_xticks(range(len(minutes_of)), [millions(size) for size in minutes_of.index])
-    right.set(title="Minutes for one seed, mean over seeds", xlabel="parameters", ylabel="minutes")
+    right.set(
+        title="Minutes for one seed (of each step,\nthe fastest of the seeds)", xlabel="parameters", ylabel="minutes"
+    )
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5)
     left.set_xlabel("parameters")
     _by_size(left, sizes)
