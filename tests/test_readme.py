@@ -23,6 +23,16 @@ def test_the_first_page_says_what_the_published_ledger_says():
     assert ledger.headline(PUBLISHED) in page
 
 
+def test_the_first_page_says_what_the_shape_check_measured():
+    rows = {row["name"]: row for row in storage.read_json(paths.RESULTS / "shape_check.json")["rows"]}
+    value = {name: next(row["value"] for full, row in rows.items() if name in full) for name in (
+        "in memory", "to a store on disk", "unit scores", "relevance")}  # fmt: skip
+    assert (
+        f"every block read into memory {value['in memory']:.2f} of plain, to disk {value['to a store on disk']:.2f}; "
+        f"unit scores {value['unit scores']:.2f}; relevance {value['relevance']:.2f} of forward and backward"
+    ) in readme.PAGE.read_text(encoding="utf-8")
+
+
 def test_only_what_is_between_the_marks_changes(tmp_path, monkeypatch):
     page = page_with()
     monkeypatch.setattr(readme, "PAGE", tmp_path / "README.md")
