@@ -27,9 +27,7 @@
 # %% tags=["parameters", "on-request", "no-models"]
 profile: str = "kingdom"  # which model family, see data/profiles
 seed: int = 0  # which organism decides on this page
-seeds: int = (
-    3  # how many organisms of each size are shown beside it, from 1 to 100, seed 0 first
-)
+seeds: int = 3  # organisms shown of each size, from 1 to 100, seed 0 first
 
 # %%
 from lib import claims, figures, provenance, published_effects, size_tables, sizes, stats
