@@ -121,6 +121,9 @@ def test_with_fewer_prompts_than_dimensions_the_map_says_nothing():
     new, truth = normal(50, D, seed=9), normal(50, D, seed=10)
     error, shift = residual.relative_errors(fitted, new, truth)
     assert error.sum() > 0.4 * shift.sum()
+    for count in (D, D + 1):  # one more number a dimension is the constant
+        assert residual.fit_affine(normal(count, D), normal(count, D, seed=8)).interpolates
+    assert not residual.fit_affine(normal(D + 2, D), normal(D + 2, D, seed=8)).interpolates
     enough = residual.fit_affine(normal(200, D), normal(200, D, seed=8))
     assert not enough.interpolates
     assert not torch.allclose(enough(normal(200, D)), normal(200, D, seed=8), atol=0.1)

@@ -139,6 +139,11 @@ def test_equal_values_do_not_pretend_to_certainty():
         stats.over_prompts([2.0, 3.0], 0, 50, span=(0, 1))
 
 
+def test_a_span_changes_nothing_where_values_differ():
+    values = [-1.0, -0.5, 0.0, 0.5, 1.0] * 4
+    assert stats.over_prompts(values, 0, 200, span=(-1, 1)) == stats.over_prompts(values, 0, 200)
+
+
 def test_bootstrap_of_a_mean_is_over_prompts():
     values = np.random.default_rng(5).normal(size=80)
     general = stats.bootstrap(np.mean, values, seed=7, resamples=400)
@@ -417,6 +422,13 @@ def test_beats_control_error_rates():
 def test_rules_as_the_registry_writes_them(text, rule, words):
     assert Rule.parse(text) == rule
     assert rule.in_words == words
+
+
+@pytest.mark.parametrize("null", [0.1, -0.1])
+def test_only_at_least_has_a_null(null):
+    assert Rule("at_least", 0.5, null).null == null
+    with pytest.raises(InputError, match="only at_least has a null"):
+        Rule("at_most", 0.5, null)
 
 
 @pytest.mark.parametrize(
