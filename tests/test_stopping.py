@@ -85,3 +85,11 @@ def test_every_claim_of_the_page_is_not_testable_for_that_reason(stopped):
     file = claims.ResultFile.model_validate(found)
     rows = [claims.judge_claim(one, {1: file}, "tiny") for one in mine]
     assert {row["verdict"] for row in rows} == {"not testable here"}
+
+
+def test_what_the_claims_of_the_page_require_is_unmet(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    path = claims.stopped("05_freezing", "tiny", 0, "there is no server")
+    found = json.loads(path.read_text())["requires"]
+    assert set(found) == {"ssah.7", "ssah.7.all", "ssah.9"}  # of the registry; ssah.8 requires nothing
+    assert all(one == {"met": False, "reason": "there is no server"} for one in found.values())
