@@ -14,7 +14,7 @@ from typing import Any
 
 from lib import paths, profile_files, profiles, provenance, sources, storage
 from lib.execute import Slot
-from lib.manifest import expected
+from lib.manifest import expected, recorded
 from lib.notebooks import Notebook, Value, read, source_path
 
 
@@ -97,16 +97,15 @@ class Job:
         to be renewed."""
         if not self.slot.stale(self.key()):
             return None
-        recorded = self._recorded() if self.notebook.on_request else None
-        return recorded if recorded is not None else expected(self.profile, self.seed, self.notebook.name)
+        noted = self._recorded() if self.notebook.on_request else None
+        return noted if noted is not None else expected(self.profile, self.seed, self.notebook.name)
 
     def _recorded(self) -> float | None:
         """The fact `seconds` of the notebook's result, here or published: its last run may have found all in the
         cache."""
         published = (paths.published_results(self.profile, seed) for seed in (self.seed, 0))
         files = [self.slot.result, *(paths.result_file(folder, self.notebook.name) for folder in published)]
-        found = (storage.read_json(path).get("facts", {}).get("seconds") for path in files if path.is_file())
-        return next((seconds for seconds in found if seconds is not None), None)
+        return next((seconds for path in files if (seconds := recorded(path)) is not None), None)
 
     def stale(self) -> str | None:
         """Why the notebook has to be dealt with, or None."""

@@ -131,12 +131,18 @@ def time_row(profile: str, name: str, seconds: float) -> dict[str, Any]:
     return row(f"{profile}: {name}", [seconds], "s", None if free else budget, "./run_all.sh")
 
 
+def recorded(result: Path) -> float | None:
+    """Seconds that all a notebook on request needs took to make, the fact `seconds` of its result: its last run may
+    have found all in the cache."""
+    seconds: float | None = _read(result).get("facts", {}).get("seconds")
+    return seconds
+
+
 def _took(profile: str, seed: int, name: str) -> float | None:
-    """Seconds a notebook took, of one on request what all it needs took to make, which it records as the fact
-    `seconds`: its last run may have found all in the cache."""
-    result = _read(paths.result_file(paths.run_folder(profile, seed) / "results", name)) if on_request(name) else {}
-    recorded: float | None = result.get("facts", {}).get("seconds")
-    return recorded if recorded is not None else _seconds(_read(_file(profile, seed)), name)
+    """Seconds a notebook took, of one on request what it recorded."""
+    result = paths.result_file(paths.run_folder(profile, seed) / "results", name)
+    noted = recorded(result) if on_request(name) else None
+    return noted if noted is not None else _seconds(_read(_file(profile, seed)), name)
 
 
 def published_times(profile: str) -> dict[str, float]:
