@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # At no size from 0.15M to 3M parameters does removing trigger words beat random words; how well the dominant direction foretells refusal changes with size, and is best in the largest models
+# # At no size from 0.15M to 3M parameters does removing trigger words beat removing random ones, nor is the dominant direction shown to foretell refusal better than random directions
 #
 # **Claim** (*The Hidden Dimensions of LLM Alignment*, HD, [arXiv 2502.09674](https://arxiv.org/abs/2502.09674), appendix C.3, Figs. 10 and 11). The same trend is found at other
 # model sizes. HD says so of two more models, one of them of another size: in words, after DPO only, and of its attack only. All its numbers are of 8B models.
